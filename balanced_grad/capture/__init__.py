@@ -1,1 +1,19 @@
+"""Which loss reaches which parameter, and the gradient each of them sends there."""
 
+from balanced_grad.capture._features import FeatureCapture
+from balanced_grad.capture._hook import on_backward, weighted
+from balanced_grad.capture._losses import JOINT, Losses
+from balanced_grad.capture._parameters import ParameterCapture
+from balanced_grad.capture._plan import ParameterFilter
+from balanced_grad.capture._rows import Arena
+
+__all__ = [
+    "JOINT",
+    "Arena",
+    "FeatureCapture",
+    "Losses",
+    "ParameterCapture",
+    "ParameterFilter",
+    "on_backward",
+    "weighted",
+]

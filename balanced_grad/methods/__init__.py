@@ -1,1 +1,7 @@
+"""Published methods, one file each: from losses or a Gramian to weights."""
 
+from balanced_grad.methods._mimo import MIMO
+from balanced_grad.methods._min_norm import MinNorm
+from balanced_grad.methods._uniform import Uniform
+
+__all__ = ["MIMO", "MinNorm", "Uniform"]

@@ -1,0 +1,200 @@
+"""Losses in, one ordinary scalar out: the base of every method, and the record of what it did."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from balanced_grad.capture import (
+    Arena,
+    FeatureCapture,
+    Losses,
+    ParameterCapture,
+    ParameterFilter,
+    on_backward,
+    weighted,
+)
+
+Level = Literal["parameters", "features"]
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a balancer saw and decided in one step: detached tensors on the losses' device, never synchronised.
+
+    Attributes:
+        names: the losses present, in the user's order; everything else is aligned with it.
+        losses: ``(K,)`` values.
+        weights: ``(K,)`` weight of each loss in the gradient; None until a Gramian method's ``backward()``.
+        gramian: ``(K, K)`` float64 inner products of the per-loss gradients, loss scale divided out, over the
+            parameters where losses meet; None where nothing was captured.
+    """
+
+    names: tuple[str, ...]
+    losses: Tensor
+    weights: Tensor | None = None
+    gramian: Tensor | None = None
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Losses and weights by name as Python floats, for logging; waits for the device."""
+        out = {"losses": dict(zip(self.names, self.losses.tolist(), strict=True))}
+        if self.weights is not None:
+            out["weights"] = dict(zip(self.names, self.weights.tolist(), strict=True))
+        return out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method may look at to choose its weights.
+
+    Attributes:
+        names: the ``K`` losses present in this batch; ``"joint"`` is the fused one.
+        losses: ``(K,)`` detached values, at least float32.
+        gramian: ``(K, K)`` float64 for methods that need it, else None.
+        meets: per loss, whether its gradient meets another loss's anywhere (a structural fact, known without
+            looking at numbers); a loss that meets none has a zero row and nothing to be balanced against.
+    """
+
+    names: tuple[str, ...]
+    losses: Tensor
+    gramian: Tensor | None = None
+    meets: tuple[bool, ...] = ()
+
+
+class Weighting(NamedTuple):
+    """What a method decides: ``weights (K,)`` and, where it is not their weighted sum, the objective's value."""
+
+    weights: Tensor
+    value: Tensor | None = None
+
+
+class Balancer(nn.Module, ABC):
+    r"""Base of every method: ``balancer(losses)`` is a scalar whose ``backward()`` writes balanced gradients.
+
+    With weights :math:`w` chosen by the method, ``backward()`` accumulates
+    :math:`\sum_k w_k \, \partial L_k / \partial \theta` into ``.grad`` of every parameter the losses reach.
+    A subclass implements :meth:`weigh`, a function of tensors that knows no autograd.
+
+    A method that needs losses only builds the scalar directly: one ordinary backward, nothing captured. One
+    that needs a Gramian (``needs_gramian``) runs one backward per loss inside ``backward()``. Its weights do
+    not exist before that, so its scalar has the value of the plain sum of the losses.
+
+    Args:
+        params: the parameters that may receive gradients (``model.parameters()`` or ``named_parameters()``,
+            whose names then appear in errors); default: every leaf that the losses reach.
+        level: where per-loss gradients are taken. ``"parameters"`` is exact. ``"features"`` takes them at
+            the encoder outputs passed as ``balancer(losses, features={...})`` and then runs one ordinary
+            backward of the weighted losses, at about the cost of the plain sum.
+        include_exclusive: take the Gramian over all captured parameters, those that one loss alone reaches
+            (heads) too, which adds to its diagonal only; default: where losses meet, as MGDA does.
+        record_gramian: capture per-loss gradients also for a losses-only method, so that ``last.gramian``
+            shows norms and conflicts; costs what a Gramian method costs.
+
+    Raises:
+        TypeError, ValueError: for losses that are no mapping, empty, no scalars, without a graph, on
+            different devices.
+        RuntimeError: for ``create_graph=True``, a second ``backward()``, or parameters whose hooks a captured
+            gradient would bypass.
+    """
+
+    needs_gramian: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        params: Params | None = None,
+        level: Level = "parameters",
+        include_exclusive: bool = False,
+        record_gramian: bool = False,
+    ) -> None:
+        super().__init__()
+        if level not in get_args(Level):
+            raise ValueError(f"level={level!r}: choose one of {get_args(Level)}")
+        self.level = level
+        self.include_exclusive = include_exclusive
+        self.record_gramian = record_gramian
+        self.last: Step | None = None
+        self._params = ParameterFilter(params)
+        self._arena = Arena()
+
+    @abstractmethod
+    def weigh(self, problem: Problem) -> Weighting:
+        """Choose the weights of this step's losses."""
+
+    @torch.compiler.disable
+    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The scalar to call ``backward()`` on.
+
+        Args:
+            losses: name -> scalar with a graph, or None for a modality missing in this batch (or leave its
+                key out). ``"joint"`` is the fused prediction's loss, every other name a modality.
+            features: with ``level="features"``, name -> encoder output that the losses were computed from.
+        """
+        given = Losses.check(losses)
+        problem = Problem(given.names, given.values())
+        # A Gramian method has no weights before backward(): until then its scalar is the plain sum.
+        weights, value = (None, problem.losses.sum()) if self.needs_gramian else self.weigh(problem)
+        if value is None:
+            value = torch.dot(weights, problem.losses)
+        if not torch.is_grad_enabled():
+            return value
+        given.require_graph()
+        capture = self._capture(given, features)
+        self.last = Step(problem.names, problem.losses, weights)
+        if capture is None:
+            assert weights is not None
+            return weighted(value, weights, given)
+        return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
+
+    def _capture(
+        self, losses: Losses, features: Mapping[str, Tensor] | None
+    ) -> ParameterCapture | FeatureCapture | None:
+        if not (self.needs_gramian or self.record_gramian):
+            return None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if torch.distributed.get_world_size() > 1:
+                raise RuntimeError(
+                    f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
+                    "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
+                )
+        if self.level == "parameters":
+            if features is not None:
+                raise ValueError(
+                    "features were given but level='parameters' does not use them; "
+                    f"write {type(self).__name__}(level='features'), or leave them out"
+                )
+            return ParameterCapture(losses, self._params, self._arena)
+        if features is None:
+            raise ValueError(
+                "level='features' needs the encoder outputs: write balancer(losses, features={'audio': z_audio, ...})"
+            )
+        return FeatureCapture(losses, features, self._params)
+
+    def _balance(
+        self,
+        capture: ParameterCapture | FeatureCapture,
+        problem: Problem,
+        weights: Tensor | None,
+        scale: Tensor,
+    ) -> None:
+        """What ``backward()`` does: per-loss gradients, Gramian, weights, ``.grad``."""
+        capture.run(scale)
+        # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.
+        unit = torch.where(scale == 0, torch.ones_like(scale), scale).double()
+        gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
+        problem = replace(problem, gramian=gramian, meets=capture.meets())
+        if weights is None:
+            weights = self.weigh(problem).weights
+        capture.write(weights)
+        self.last = Step(problem.names, problem.losses, weights, gramian)
+
+    def _base_repr(self) -> str:
+        """The settings of this class that differ from their defaults, to append to a method's own."""
+        parts = [f"level={self.level!r}"] if self.level != "parameters" else []
+        parts += [f"{name}=True" for name in ("include_exclusive", "record_gramian") if getattr(self, name)]
+        parts += [f"params={self._params}"] if self._params.given is not None else []
+        return "".join(f", {part}" for part in parts)

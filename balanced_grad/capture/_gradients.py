@@ -1,0 +1,20 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradients(loss: Tensor, wanted: Sequence[Tensor], scale: Tensor, *, retain: bool) -> list[Tensor | None]:
+    """``scale * d loss / d wanted``, None where the loss does not reach; the engine goes nowhere else."""
+    try:
+        grads = torch.autograd.grad(
+            loss, wanted, scale.to(loss.dtype), retain_graph=retain, allow_unused=True
+        )
+    except RuntimeError as error:
+        if "donated" not in str(error):
+            raise
+        raise RuntimeError(
+            "the compiled model donated its buffers to one backward, but one backward per loss is needed: set "
+            "torch._functorch.config.donated_buffer = False before compiling, or use a losses-only balancer"
+        ) from error
+    return list(grads)

@@ -1,0 +1,37 @@
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+
+
+def reached_leaves(name: str, loss: Tensor) -> list[Tensor]:
+    """Leaf tensors that ``loss`` would send a gradient to, each once, by a walk over its graph.
+
+    About half a microsecond per graph node, on the host only. Walked anew each step, because nothing
+    cheaper notices that control flow sent this batch through other parameters.
+    """
+    root = get_gradient_edge(loss).node
+    seen: set[Node] = {root}
+    stack: list[Node] = [root]
+    leaves: list[Tensor] = []
+    while stack:
+        node = stack.pop()
+        following = node.next_functions
+        if not following:
+            leaf = getattr(node, "variable", None)  # only AccumulateGrad nodes hold one
+            if leaf is not None:
+                leaves.append(leaf)
+            continue
+        if type(node).__name__ == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                f"loss {name!r} passes through activation checkpointing with use_reentrant=True, whose "
+                "parameters cannot be reached one loss at a time; write checkpoint(..., use_reentrant=False)"
+            )
+        for child, _ in following:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return leaves

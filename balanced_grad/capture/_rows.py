@@ -1,0 +1,105 @@
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from balanced_grad.capture._plan import Group
+
+_ALIGN = 16  # bytes: where every parameter of a row starts, for vectorised loads
+
+
+class Rows:
+    """Gradients of one group, one row per loss: a flat ``(R, D)`` buffer with a view per parameter.
+
+    A view has its parameter's strides, so a gradient made from a row keeps autograd's layout contract.
+    Padding between parameters is zero and stays zero.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._layout, size = _layout(group.parameters)
+        first = group.parameters[0]
+        self.flat = torch.zeros(len(group.losses), size, dtype=first.dtype.to_real(), device=first.device)
+        self._views = [self.views(row) for row in self.flat]
+        self.defined = [False] * len(group.parameters)
+
+    def views(self, row: Tensor) -> list[Tensor]:
+        """One view per parameter into a flat ``(D,)`` row."""
+        if self.group.parameters[0].is_complex():
+            row = torch.view_as_complex(row.unflatten(0, (-1, 2)))
+        start = row.storage_offset()
+        return [row.as_strided(shape, stride, start + offset) for shape, stride, offset in self._layout]
+
+    def clear(self) -> None:
+        """Forget which parameters have a gradient; the numbers are overwritten by the next capture."""
+        self.defined = [False] * len(self.group.parameters)
+
+    def write(self, row: int, grads: Sequence[Tensor | None]) -> None:
+        """Copy one loss's gradients in: what autograd returns may be aliased or zero-stride."""
+        views = self._views[row]
+        if all(grad is not None and not grad.is_sparse for grad in grads):
+            self.defined = [True] * len(views)
+            torch._foreach_copy_(views, list(grads))
+            return
+        for position, (view, grad) in enumerate(zip(views, grads, strict=True)):
+            if grad is None:
+                view.zero_()
+                continue
+            if grad.is_sparse:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(grad.shape)} has sparse gradients and is reached by several losses; "
+                    "build its embedding with sparse=False, or use a losses-only balancer such as Uniform or MIMO"
+                )
+            self.defined[position] = True
+            view.copy_(grad)
+
+
+class Arena:
+    """Row buffers kept between steps, so that a step allocates nothing.
+
+    They are found again by shape, not by parameter, and those of layouts no longer met are dropped once the
+    arena holds more than twice what the current step needs.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Rows] = {}  # least recently used first
+
+    def rows(self, groups: Sequence[Group]) -> list[Rows]:
+        """Rows for the groups; the same buffers as last time where the shapes are the same."""
+        twins: Counter[tuple[object, ...]] = Counter()  # two encoders of one architecture need two buffers
+        current = []
+        for group in groups:
+            shapes = tuple((p.shape, p.stride()) for p in group.parameters)
+            kind = (len(group.losses), group.parameters[0].dtype, group.parameters[0].device, shapes)
+            key = (*kind, twins[kind])
+            twins[kind] += 1
+            rows = self._kept.pop(key, None) or Rows(group)
+            rows.group = group
+            rows.clear()
+            self._kept[key] = rows
+            current.append(rows)
+        limit = 2 * sum(rows.flat.nbytes for rows in current)
+        while sum(rows.flat.nbytes for rows in self._kept.values()) > limit:
+            self._kept.pop(next(iter(self._kept)))
+        return current
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(rows.flat.nbytes for rows in self._kept.values())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Arena, ()  # scratch memory: neither copied nor pickled
+
+
+def _layout(parameters: Sequence[Tensor]) -> tuple[list[tuple[torch.Size, tuple[int, ...], int]], int]:
+    """Shape, strides and offset of every parameter in a row, and the row's length in real numbers."""
+    layout, offset = [], 0
+    for parameter in parameters:
+        dense = torch.empty_like(parameter, device="meta")  # keeps the strides where they are dense
+        layout.append((dense.shape, dense.stride(), offset))
+        unit = max(1, _ALIGN // dense.itemsize)
+        offset += -(-dense.numel() // unit) * unit
+    return layout, offset * (2 if parameters[0].is_complex() else 1)

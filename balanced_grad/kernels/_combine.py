@@ -1,0 +1,32 @@
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 20  # columns widened at a time for half-precision rows
+
+
+def combine(rows: Tensor, weights: Tensor) -> Tensor:
+    r"""Weighted sum of the rows: one read of them, one write.
+
+    .. math:: d = \sum_i w_i r_i
+
+    Args:
+        rows: ``(M, D)``, real floating point; half-precision rows are summed in float32 and rounded once.
+        weights: ``(M,)``, any floating dtype, on the device of ``rows``.
+
+    Returns:
+        A new ``(D,)`` tensor of the dtype of ``rows``.
+
+    Example:
+        >>> import torch
+        >>> from balanced_grad.kernels import combine
+        >>> combine(torch.tensor([[1.0, 2.0], [10.0, 20.0]]), torch.tensor([1.0, 0.1]))
+        tensor([2., 4.])
+    """
+    out = rows.new_empty(rows.shape[1])
+    with torch.autocast(rows.device.type, enabled=False):
+        if rows.itemsize >= 4:
+            return torch.mv(rows.T, weights.to(rows.dtype), out=out)
+        wide = weights.float()
+        for part, target in zip(rows.split(_CHUNK, dim=1), out.split(_CHUNK), strict=True):
+            target.copy_(torch.mv(part.float().T, wide))
+    return out

@@ -1,0 +1,42 @@
+import torch
+from torch import Tensor
+
+_CHUNK = 4096  # columns per fp32 partial product: small enough to stay exact, large enough for one batched call
+
+
+def gramian(rows: Tensor) -> Tensor:
+    r"""Gramian of the rows, in one read and with partial sums in float64.
+
+    .. math:: G_{ij} = \sum_d r_{id} r_{jd}
+
+    Products over chunks of 4096 columns are formed in float32 (float64 rows: in float64) by one batched
+    matrix product and added up in float64. At cosine 0.999999 and D = 1e7 this keeps two digits of
+    :math:`|g_1 - g_2|^2`, of which a float32 ``rows @ rows.T`` keeps none.
+
+    Args:
+        rows: ``(M, D)``, real floating point; half precision is widened chunk by chunk.
+
+    Returns:
+        ``(M, M)`` float64 on the device of ``rows``. Non-finite rows give non-finite entries.
+
+    Example:
+        >>> import torch
+        >>> from balanced_grad.kernels import gramian
+        >>> gramian(torch.tensor([[1.0, 2.0, 2.0], [0.0, 1.0, 0.0]]))
+        tensor([[9., 2.],
+                [2., 1.]], dtype=torch.float64)
+    """
+    count, size = rows.shape
+    whole = size - size % _CHUNK
+    total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        if whole:
+            chunks = rows[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
+            for part in chunks.split(1024) if rows.itemsize < 4 else (chunks,):
+                wide = part.float() if part.itemsize < 4 else part
+                total += torch.bmm(wide, wide.transpose(1, 2)).sum(0, dtype=torch.float64)
+        if whole < size:
+            rest = rows[:, whole:]
+            rest = rest.float() if rest.itemsize < 4 else rest
+            total += rest @ rest.T
+    return total
