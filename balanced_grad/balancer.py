@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from balanced_grad.capture import (
     Arena,
@@ -14,6 +14,7 @@ from balanced_grad.capture import (
     Losses,
     ParameterCapture,
     ParameterFilter,
+    backward,
     on_backward,
     weighted,
 )
@@ -71,6 +72,10 @@ class Weighting(NamedTuple):
     weights: Tensor
     value: Tensor | None = None
 
+    def objective(self, problem: Problem) -> Tensor:
+        """Value of what the method minimises."""
+        return torch.dot(self.weights, problem.losses) if self.value is None else self.value
+
 
 class Balancer(nn.Module, ABC):
     r"""Base of every method: ``balancer(losses)`` is a scalar whose ``backward()`` writes balanced gradients.
@@ -125,7 +130,7 @@ class Balancer(nn.Module, ABC):
     def weigh(self, problem: Problem) -> Weighting:
         """Choose the weights of this step's losses."""
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on.
 
@@ -137,30 +142,32 @@ class Balancer(nn.Module, ABC):
         given = Losses.check(losses)
         problem = Problem(given.names, given.values())
         # A Gramian method has no weights before backward(): until then its scalar is the plain sum.
-        weights, value = (None, problem.losses.sum()) if self.needs_gramian else self.weigh(problem)
-        if value is None:
-            value = torch.dot(weights, problem.losses)
+        chosen = None if self.needs_gramian else self.weigh(problem)
+        weights = None if chosen is None else chosen.weights
+        value = problem.losses.sum() if chosen is None else chosen.objective(problem)
         if not torch.is_grad_enabled():
             return value
         given.require_graph()
         capture = self._capture(given, features)
         self.last = Step(problem.names, problem.losses, weights)
-        if capture is None:
-            assert weights is not None
-            return weighted(value, weights, given)
-        return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
+        if capture is not None:
+            return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
+        assert weights is not None
+        inputs = self._params.given
+        if inputs is not None:
+            return on_backward(value, lambda scale: backward(given.tensors, weights, scale, inputs))
+        return weighted(value, weights, given)
 
     def _capture(
         self, losses: Losses, features: Mapping[str, Tensor] | None
     ) -> ParameterCapture | FeatureCapture | None:
         if not (self.needs_gramian or self.record_gramian):
             return None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise RuntimeError(
-                    f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
-                    "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
-                )
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
+                "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
+            )
         if self.level == "parameters":
             if features is not None:
                 raise ValueError(
@@ -182,14 +189,14 @@ class Balancer(nn.Module, ABC):
         scale: Tensor,
     ) -> None:
         """What ``backward()`` does: per-loss gradients, Gramian, weights, ``.grad``."""
-        capture.run(scale)
-        # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.
-        unit = torch.where(scale == 0, torch.ones_like(scale), scale).double()
-        gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
-        problem = replace(problem, gramian=gramian, meets=capture.meets())
-        if weights is None:
-            weights = self.weigh(problem).weights
-        capture.write(weights)
+        with torch.autocast(scale.device.type, enabled=False):  # on the CPU, backward runs in the caller's thread
+            capture.run(scale)
+            # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.
+            unit = torch.where(scale == 0, torch.ones_like(scale), scale).double()
+            gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
+            if weights is None:
+                weights = self.weigh(replace(problem, gramian=gramian, meets=capture.meets())).weights
+            capture.write(weights)
         self.last = Step(problem.names, problem.losses, weights, gramian)
 
     def _base_repr(self) -> str:

@@ -1,6 +1,7 @@
 """Which loss reaches which parameter, and the gradient each of them sends there."""
 
 from balanced_grad.capture._features import FeatureCapture
+from balanced_grad.capture._gradients import backward
 from balanced_grad.capture._hook import on_backward, weighted
 from balanced_grad.capture._losses import JOINT, Losses
 from balanced_grad.capture._parameters import ParameterCapture
@@ -14,6 +15,7 @@ __all__ = [
     "Losses",
     "ParameterCapture",
     "ParameterFilter",
+    "backward",
     "on_backward",
     "weighted",
 ]

@@ -3,7 +3,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._gradients import gradients
+from balanced_grad.capture._gradients import backward, gradients
 from balanced_grad.capture._inner import add_block, flat
 from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._plan import ParameterFilter
@@ -52,14 +52,10 @@ class FeatureCapture:
         return total
 
     def write(self, weights: Tensor) -> None:
-        """One backward of the losses, each seeded with its weight: autograd itself accumulates ``.grad``."""
+        """One ordinary backward of the weighted losses, down to the parameters."""
         assert self._scale is not None
         self._grads = []
-        seeds = [
-            (weight * self._scale).to(loss.dtype)
-            for loss, weight in zip(self._losses.tensors, weights.unbind(), strict=True)
-        ]
-        torch.autograd.backward(self._losses.tensors, seeds, inputs=self._params.given)
+        backward(self._losses.tensors, weights, self._scale, self._params.given)
 
     def _reach(self) -> list[tuple[int, ...]]:
         """Per feature, the losses with a gradient there."""

@@ -20,7 +20,7 @@ class _OnBackward(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "create_graph=True is not supported by a balancer that captures per-loss gradients; "
-                "call backward() without it, or use a losses-only balancer such as Uniform or MIMO"
+                "call backward() without it, or use a losses-only balancer such as Uniform or MIMO, without params="
             )
         callback, ctx.callback = ctx.callback, None
         if callback is None:

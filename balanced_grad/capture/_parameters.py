@@ -72,9 +72,7 @@ class ParameterCapture:
             # What no loss gave a gradient keeps its .grad, None included: zero would make an optimizer step it.
             defined = [
                 (parameter, view)
-                for parameter, view, given in zip(
-                    rows.group.parameters, rows.views(fused), rows.defined, strict=True
-                )
+                for parameter, view, given in zip(rows.group.parameters, rows.views(fused), rows.defined, strict=True)
                 if given
             ]
             accumulate([p for p, _ in defined], [v for _, v in defined])

@@ -28,7 +28,7 @@ class Rows:
     def views(self, row: Tensor) -> list[Tensor]:
         """One view per parameter into a flat ``(D,)`` row."""
         if self.group.parameters[0].is_complex():
-            row = torch.view_as_complex(row.unflatten(0, (-1, 2)))
+            row = torch.view_as_complex(row.view(-1, 2))
         start = row.storage_offset()
         return [row.as_strided(shape, stride, start + offset) for shape, stride, offset in self._layout]
 
@@ -39,9 +39,10 @@ class Rows:
     def write(self, row: int, grads: Sequence[Tensor | None]) -> None:
         """Copy one loss's gradients in: what autograd returns may be aliased or zero-stride."""
         views = self._views[row]
-        if all(grad is not None and not grad.is_sparse for grad in grads):
+        dense = [grad for grad in grads if grad is not None and not grad.is_sparse]
+        if len(dense) == len(views):
             self.defined = [True] * len(views)
-            torch._foreach_copy_(views, list(grads))
+            torch._foreach_copy_(views, dense)
             return
         for position, (view, grad) in enumerate(zip(views, grads, strict=True)):
             if grad is None:

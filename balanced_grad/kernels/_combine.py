@@ -27,6 +27,7 @@ def combine(rows: Tensor, weights: Tensor) -> Tensor:
         if rows.itemsize >= 4:
             return torch.mv(rows.T, weights.to(rows.dtype), out=out)
         wide = weights.float()
-        for part, target in zip(rows.split(_CHUNK, dim=1), out.split(_CHUNK), strict=True):
-            target.copy_(torch.mv(part.float().T, wide))
+        for start in range(0, len(out), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            out[part] = torch.mv(rows[:, part].float().T, wide)
     return out

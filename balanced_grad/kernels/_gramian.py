@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 4096  # columns per fp32 partial product: small enough to stay exact, large enough for one batched call
+_WIDENED = 1024  # chunks of half-precision rows that are widened at a time
 
 
 def gramian(rows: Tensor) -> Tensor:
@@ -31,12 +32,16 @@ def gramian(rows: Tensor) -> Tensor:
     total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
         if whole:
-            chunks = rows[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
-            for part in chunks.split(1024) if rows.itemsize < 4 else (chunks,):
-                wide = part.float() if part.itemsize < 4 else part
+            chunks = rows[:, :whole].view(count, -1, _CHUNK).transpose(0, 1)
+            step = _WIDENED if rows.itemsize < 4 else len(chunks)
+            for start in range(0, len(chunks), step):
+                wide = _wide(chunks[start : start + step])
                 total += torch.bmm(wide, wide.transpose(1, 2)).sum(0, dtype=torch.float64)
         if whole < size:
-            rest = rows[:, whole:]
-            rest = rest.float() if rest.itemsize < 4 else rest
+            rest = _wide(rows[:, whole:])
             total += rest @ rest.T
     return total
+
+
+def _wide(part: Tensor) -> Tensor:
+    return part.float() if part.itemsize < 4 else part

@@ -12,8 +12,7 @@ from balanced_grad.methods._smooth_max import smooth_max
 
 
 class MIMO(Balancer):
-    r"""Joint loss plus a penalty on the smoothed worst uni-modal loss (multi-modal learning as multi-objective
-    optimization).
+    r"""Joint loss plus a penalty on the smoothed worst uni-modal loss: multi-objective learning without a solver.
 
     .. math::
         \Phi = L_\text{joint} + \lambda \Big( \mu \log \frac1M \sum_m \exp \frac{L_m - c_m}{\mu} \Big), \qquad
@@ -76,9 +75,7 @@ class MIMO(Balancer):
         include_exclusive: bool = False,
         record_gramian: bool = False,
     ) -> None:
-        super().__init__(
-            params=params, level=level, include_exclusive=include_exclusive, record_gramian=record_gramian
-        )
+        super().__init__(params=params, level=level, include_exclusive=include_exclusive, record_gramian=record_gramian)
         if penalty is not None and not (math.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty={penalty!r}: give a finite number >= 0, or None for the number of modalities")
         if not smoothing >= 0:
@@ -96,11 +93,10 @@ class MIMO(Balancer):
         self._steps = 0
         self._averages: dict[str, Tensor] = {}  # name -> (decayed sum of losses, decayed count)
 
-    def forward(
-        self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on; see :meth:`Balancer.forward`."""
-        return super().forward(_without_non_finite(losses), features)
+        scalar: Tensor = super().forward(_without_non_finite(losses), features)
+        return scalar
 
     def weigh(self, problem: Problem) -> Weighting:
         r"""1 for the joint loss, :math:`\lambda p_m` for the modalities; the value is :math:`\Phi`."""
@@ -162,18 +158,15 @@ class MIMO(Balancer):
         """Settings."""
         return (
             f"penalty={self.penalty}, smoothing={self.smoothing}, ramp_steps={self.ramp_steps}, "
-            f"scale_by_penalty={self.scale_by_penalty}, offsets={self.offsets}, ema={self.ema}"
-            + self._base_repr()
+            f"scale_by_penalty={self.scale_by_penalty}, offsets={self.offsets}, ema={self.ema}" + self._base_repr()
         )
 
 
 def _without_non_finite(losses: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
     """Losses on the CPU without the non-finite uni-modal ones; elsewhere as they are, since looking would wait."""
-    if not isinstance(losses, Mapping):
-        return losses
     bad = [
         name
-        for name, loss in losses.items()
+        for name, loss in (losses.items() if isinstance(losses, Mapping) else ())
         if name != JOINT and isinstance(loss, Tensor) and loss.device.type == "cpu" and not loss.isfinite().all()
     ]
     if not bad or all(name in bad for name, loss in losses.items() if loss is not None):

@@ -45,9 +45,7 @@ class Uniform(Balancer):
         include_exclusive: bool = False,
         record_gramian: bool = False,
     ) -> None:
-        super().__init__(
-            params=params, level=level, include_exclusive=include_exclusive, record_gramian=record_gramian
-        )
+        super().__init__(params=params, level=level, include_exclusive=include_exclusive, record_gramian=record_gramian)
         for name, weight in (weights or {}).items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"weights[{name!r}]={weight!r}: a weight is finite and not negative")

@@ -1,0 +1,86 @@
+"""What the demo trains on: three splits of aligned modalities, standardised with training statistics only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+SPLITS = ("train", "val", "test")
+
+
+class DemoError(Exception):
+    """A request the demo cannot serve; the message says what is possible instead."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Aligned items.
+
+    ``inputs[modality]`` is ``(n, d)`` or ``(n, 1, height, width)``, ``labels`` is ``(n,)``.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> "Split":
+        return Split({name: x[index] for name, x in self.inputs.items()}, self.labels[index])
+
+    def to(self, device: torch.device) -> "Split":
+        """Copy the items to a device."""
+        return Split({name: x.to(device) for name, x in self.inputs.items()}, self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A multi-modal classification set in three disjoint splits."""
+
+    name: str
+    title: str
+    classes: int
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one item of each modality."""
+        return {name: tuple(x.shape[1:]) for name, x in self.train.inputs.items()}
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Copy the data to a device."""
+        splits = (split.to(device) for split in (self.train, self.val, self.test))
+        return Dataset(self.name, self.title, self.classes, *splits)
+
+
+def build(name: str, title: str, views: Mapping[str, Array], labels: Array, split: Array) -> Dataset:
+    """Cut whole arrays by their split codes (0 train, 1 val, 2 test) and scale them."""
+    scaled = {view: torch.from_numpy(scale(x, split == 0)) for view, x in views.items()}
+    targets = torch.from_numpy(labels.astype(np.int64))
+    parts = []
+    for code in range(len(SPLITS)):
+        rows = torch.from_numpy(np.flatnonzero(split == code))
+        parts.append(Split(scaled, targets)[rows])
+    return Dataset(name, title, int(labels.max()) + 1, *parts)
+
+
+def scale(x: Array, train: Array) -> Array:
+    """Bytes of images to [0, 1] with a channel axis; anything else standardised by the training items.
+
+    ``x`` is ``(n, d)`` or ``(n, height, width)``, ``train`` the mask of the training items.
+    """
+    if x.dtype == np.uint8 and x.ndim == 3:
+        return (x.astype(np.float32) / 255)[:, None]
+    x = x.astype(np.float64)
+    axes = 0 if x.ndim == 2 else None  # an image that is not bytes keeps its relative brightness
+    mean, std = x[train].mean(axes), np.asarray(x[train].std(axes))
+    # A feature that never varies in training says nothing; divided by almost zero it would shout in test.
+    x = (x - mean) / np.where(std > 1e-6, std, 1.0)
+    return (x if x.ndim == 2 else x[:, None]).astype(np.float32)

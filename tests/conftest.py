@@ -1,0 +1,45 @@
+"""Shared models and data. They are small: what is tested is which gradient arrives where."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+MODALITIES = ("audio", "video", "text")
+
+
+class LateFusion(nn.Module):
+    """Encoders, a trunk all losses share, uni-modal heads and a fused head."""
+
+    def __init__(self, modalities=MODALITIES[:2], *, trunk=True, width=6, classes=3):
+        super().__init__()
+        self.encoders = nn.ModuleDict({m: nn.Sequential(nn.Linear(5, width), nn.Tanh()) for m in modalities})
+        self.trunk = nn.Linear(width, width) if trunk else nn.Identity()
+        self.heads = nn.ModuleDict({m: nn.Linear(width, classes) for m in modalities})
+        self.fused = nn.Linear(width * len(modalities), classes)
+        self.features: dict[str, Tensor] = {}
+
+    def losses(self, inputs, label):
+        self.features = {m: encoder(inputs[m]) for m, encoder in self.encoders.items() if m in inputs}
+        deep = {m: self.trunk(z).tanh() for m, z in self.features.items()}
+        out = {}
+        if len(deep) == len(self.encoders):
+            out["joint"] = cross_entropy(self.fused(torch.cat(list(deep.values()), 1)), label)
+        return out | {m: cross_entropy(self.heads[m](z), label) for m, z in deep.items()}
+
+
+def make_batch(modalities=MODALITIES[:2], size=8, *, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {m: torch.randn(size, 5, generator=generator).to(dtype) for m in modalities}
+    return inputs, torch.randint(3, (size,), generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
