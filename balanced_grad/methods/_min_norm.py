@@ -21,8 +21,8 @@ class MinNorm(Balancer):
     that meets no other one, or whose gradient there is exactly zero, takes no part and keeps weight 1.
 
     The raw minimum-norm point needs a policy for its length and for unequal gradients: with norms 1 : 10 at
-    120 degrees it keeps 17 % of the length of the plain sum and follows the smaller gradient, which starves
-    training.
+    120 degrees it points along the smaller gradient (cosine 0.82 against 0.08) and, even with its weights
+    doubled to sum to 2 as those of the plain sum do, has 17 % of the sum's length, which starves training.
 
     Args:
         normalize: divide each gradient by a positive number before the problem is solved: ``"l2"`` its norm,

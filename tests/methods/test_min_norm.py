@@ -1,0 +1,148 @@
+"""MinNorm: common descent, the two policies, and who takes part."""
+
+import math
+
+import pytest
+import torch
+
+import balanced_grad as bg
+from tests.conftest import MODALITIES, LateFusion, make_batch
+
+
+def step(rows, balancer, losses=None):
+    """One step on linear losses with these gradients: the gradient written and the record."""
+    x = torch.zeros(len(rows[0]), dtype=torch.float64, requires_grad=True)
+    values = losses or [1.0] * len(rows)
+    named = {
+        name: (torch.tensor(row, dtype=torch.float64) * x).sum() + value
+        for name, row, value in zip(("joint", *MODALITIES), rows, values, strict=False)
+    }
+    balancer(named).backward()
+    return x.grad, balancer.last
+
+
+def random_rows(count, size, seed):
+    return torch.randn(count, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+@pytest.mark.parametrize("rescale", ["none", "sum", "mean", "cap"])
+def test_no_loss_increases_to_first_order(count, seed, normalize, rescale):
+    rows = random_rows(count, 6, seed)
+    direction, last = step(rows, bg.MinNorm(normalize=normalize, rescale=rescale), losses=[0.5, 2.0, 1.0, 3.0][:count])
+    assert (torch.tensor(rows, dtype=torch.float64) @ direction >= -1e-9).all()
+    assert (last.weights >= 0).all()
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss+"])
+@pytest.mark.parametrize("seed", range(5))
+def test_rescale_sets_the_length_and_only_the_length(normalize, seed):
+    rows = random_rows(3, 6, seed)
+    raw, last = step(rows, bg.MinNorm(normalize=normalize, rescale="none"))
+    assert last.weights.sum().item() == pytest.approx(1.0)
+    total = torch.tensor(rows, dtype=torch.float64).sum(0)
+    for rescale, length in (("sum", total.norm()), ("mean", total.norm() / 3)):
+        scaled, _ = step(rows, bg.MinNorm(normalize=normalize, rescale=rescale))
+        torch.testing.assert_close(scaled, raw * (length / raw.norm()))
+    capped, last = step(rows, bg.MinNorm(normalize=normalize, rescale="cap"))
+    torch.testing.assert_close(capped, raw * min(3.0, total.norm() / raw.norm()))
+    assert last.weights.sum() <= 3 + 1e-9
+
+
+def test_length_lost_without_a_policy():
+    """Norms 1 : 10 at 120 degrees: the figures that the docstring quotes."""
+    rows = [[1.0, 0.0], [10 * math.cos(2 * math.pi / 3), 10 * math.sin(2 * math.pi / 3)]]
+    direction, _ = step(rows, bg.MinNorm(rescale="none"))
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    share = direction.norm() / matrix.sum(0).norm()
+    assert 2 * share.item() == pytest.approx(0.17, abs=5e-3)
+    cosines = matrix @ direction / (matrix.norm(dim=1) * direction.norm())
+    assert cosines.tolist() == pytest.approx([0.82, 0.08], abs=5e-3)
+
+
+def test_normalised_pairs_are_weighted_inversely_to_their_norms():
+    direction, last = step([[3.0, 0.0], [0.0, 1.0]], bg.MinNorm(normalize="l2", rescale="none"))
+    assert last.weights.tolist() == pytest.approx([0.25, 0.75])
+    torch.testing.assert_close(direction, torch.tensor([0.75, 0.75], dtype=torch.float64))
+
+
+def test_loss_normalisation_uses_the_losses():
+    _, last = step([[1.0, 0.0], [0.0, 1.0]], bg.MinNorm(normalize="loss", rescale="none"), losses=[3.0, 1.0])
+    # rows / loss: norms 1/3 and 1; weights 0.9, 0.1 there; 0.9/3 : 0.1 in the original rows
+    assert last.weights.tolist() == pytest.approx([0.75, 0.25])
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+@pytest.mark.parametrize("rescale", ["none", "sum", "mean", "cap"])
+def test_scaling_all_gradients_scales_the_step(normalize, rescale):
+    rows = random_rows(3, 6, 0)
+    one, _ = step(rows, bg.MinNorm(normalize=normalize, rescale=rescale))
+    for factor in (1e-12, 1e12):
+        scaled, _ = step([[factor * v for v in row] for row in rows], bg.MinNorm(normalize=normalize, rescale=rescale))
+        torch.testing.assert_close(scaled / factor, one, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("rescale", ["none", "sum", "mean", "cap"])
+def test_a_zero_gradient_never_zeroes_the_update(rescale):
+    rows = random_rows(3, 6, 0)
+    with_zero, last = step([*rows, [0.0] * 6], bg.MinNorm(rescale=rescale))
+    without, _ = step(rows, bg.MinNorm(rescale=rescale))
+    torch.testing.assert_close(with_zero, without)
+    assert last.weights[3] == 1.0
+    assert without.norm() > 0
+
+
+def test_a_stationary_point_is_not_blown_up():
+    direction, last = step([[1.0, 2.0], [-2.0, -4.0]], bg.MinNorm(rescale="sum"))
+    assert direction.norm().item() == pytest.approx(0.0, abs=1e-12)
+    assert last.weights.sum().item() == pytest.approx(1.0)
+
+
+def test_losses_that_never_meet_are_summed():
+    model = LateFusion(trunk=False)
+    losses = model.losses(*make_batch())
+    balancer = bg.MinNorm()
+    balancer({name: losses[name] for name in MODALITIES[:2]}).backward()
+    assert balancer.last.weights.tolist() == [1.0, 1.0]
+    assert balancer.last.gramian.abs().max() == 0
+
+
+def test_exclusive_parameters_take_their_losss_weight():
+    model, balancer = LateFusion(), bg.MinNorm()
+    losses = model.losses(*make_batch())
+    (want,) = torch.autograd.grad(losses["audio"], [model.heads["audio"].weight], retain_graph=True)
+    balancer(losses).backward()
+    weight = balancer.last.weights[balancer.last.names.index("audio")].float()
+    torch.testing.assert_close(model.heads["audio"].weight.grad, weight * want)
+
+
+def test_non_finite_gradients_end_as_non_finite_grad():
+    direction, last = step([[1.0, math.inf], [1.0, 2.0]], bg.MinNorm())
+    assert last.weights.isnan().all()
+    assert direction.isnan().all()
+
+
+@pytest.mark.parametrize("level", ["parameters", "features"])
+def test_trains(level):
+    model, balancer = LateFusion(MODALITIES), bg.MinNorm(level=level)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = make_batch(MODALITIES, size=16)
+    values = []
+    for _ in range(60):
+        losses = model.losses(*batch)
+        optimizer.zero_grad()
+        balancer(losses, features=model.features if level == "features" else None).backward()
+        optimizer.step()
+        values.append(balancer.last.losses)
+    assert (values[-1] < values[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"normalize": "l1"}, "normalize='l1': choose one of"), ({"rescale": "max"}, "rescale='max': choose one of")],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bg.MinNorm(**arguments)
