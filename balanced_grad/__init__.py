@@ -1,8 +1,8 @@
 """balanced_grad: balanced gradients for multi-modal PyTorch models, by one line in the training loop."""
 
 from balanced_grad.balancer import Balancer, Problem, Step, Weighting
-from balanced_grad.methods import MIMO, MinNorm, Uniform
+from balanced_grad.methods import MIMO, Gramian, MinNorm, MMPareto, Uniform
 
 __version__ = "0.1.0"
 
-__all__ = ["MIMO", "Balancer", "MinNorm", "Problem", "Step", "Uniform", "Weighting"]
+__all__ = ["MIMO", "Balancer", "Gramian", "MMPareto", "MinNorm", "Problem", "Step", "Uniform", "Weighting"]

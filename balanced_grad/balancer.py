@@ -11,9 +11,11 @@ from torch import Tensor, distributed, nn
 from balanced_grad.capture import (
     Arena,
     FeatureCapture,
+    Groups,
     Losses,
     ParameterCapture,
     ParameterFilter,
+    Partition,
     backward,
     on_backward,
     weighted,
@@ -33,18 +35,28 @@ class Step:
         weights: ``(K,)`` weight of each loss in the gradient; None until a Gramian method's ``backward()``.
         gramian: ``(K, K)`` float64 inner products of the per-loss gradients, loss scale divided out, over the
             parameters where losses meet; None where nothing was captured.
+        problems: one label per problem where the parameters were partitioned (``groups=``): ``weights`` is then
+            ``(S, K)`` and ``gramian`` ``(S, K, K)``. Empty for a single problem.
     """
 
     names: tuple[str, ...]
     losses: Tensor
     weights: Tensor | None = None
     gramian: Tensor | None = None
+    problems: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Losses and weights by name as Python floats, for logging; waits for the device."""
+        """Losses and weights by name as Python floats, for logging; waits for the device.
+
+        Of several problems, the weights under ``"weights"`` are the means, beside one ``"weights/<label>"`` each.
+        """
         out = {"losses": dict(zip(self.names, self.losses.tolist(), strict=True))}
-        if self.weights is not None:
-            out["weights"] = dict(zip(self.names, self.weights.tolist(), strict=True))
+        if self.weights is None:
+            return out
+        by_problem = self.weights.reshape(-1, len(self.names))
+        out["weights"] = dict(zip(self.names, by_problem.mean(0).tolist(), strict=True))
+        for label, weights in zip(self.problems, by_problem.tolist(), strict=False):
+            out[f"weights/{label}"] = dict(zip(self.names, weights, strict=True))
         return out
 
 
@@ -55,15 +67,16 @@ class Problem:
     Attributes:
         names: the ``K`` losses present in this batch; ``"joint"`` is the fused one.
         losses: ``(K,)`` detached values, at least float32.
-        gramian: ``(K, K)`` float64 for methods that need it, else None.
-        meets: per loss, whether its gradient meets another loss's anywhere (a structural fact, known without
-            looking at numbers); a loss that meets none has a zero row and nothing to be balanced against.
+        gramian: ``(K, K)`` float64 for methods that need it, else None; ``(S, K, K)`` for a partition into ``S``
+            problems, where a loss that does not reach a problem has a zero row.
+        reach: per problem, the indices of the losses that meet in it: a structural fact, known without looking at
+            numbers. A loss that is not among them has a zero row there and nothing to be balanced against.
     """
 
     names: tuple[str, ...]
     losses: Tensor
     gramian: Tensor | None = None
-    meets: tuple[bool, ...] = ()
+    reach: tuple[tuple[int, ...], ...] = ()
 
 
 class Weighting(NamedTuple):
@@ -78,11 +91,10 @@ class Weighting(NamedTuple):
 
 
 class Balancer(nn.Module, ABC):
-    r"""Base of every method: ``balancer(losses)`` is a scalar whose ``backward()`` writes balanced gradients.
+    """Base of every method: ``balancer(losses)`` is a scalar whose ``backward()`` writes balanced gradients.
 
-    With weights :math:`w` chosen by the method, ``backward()`` accumulates
-    :math:`\sum_k w_k \, \partial L_k / \partial \theta` into ``.grad`` of every parameter the losses reach.
-    A subclass implements :meth:`weigh`, a function of tensors that knows no autograd.
+    With weights ``w`` chosen by the method, ``backward()`` accumulates ``Σ_k w_k ∂L_k/∂θ`` into ``.grad`` of every
+    parameter ``θ`` the losses reach. A subclass implements ``weigh``, a function of tensors that knows no autograd.
 
     A method that needs losses only builds the scalar directly: one ordinary backward, nothing captured. One
     that needs a Gramian (``needs_gramian``) runs one backward per loss inside ``backward()``. Its weights do
@@ -94,6 +106,10 @@ class Balancer(nn.Module, ABC):
         level: where per-loss gradients are taken. ``"parameters"`` is exact. ``"features"`` takes them at
             the encoder outputs passed as ``balancer(losses, features={...})`` and then runs one ordinary
             backward of the weighted losses, at about the cost of the plain sum.
+        groups: which parameters share a problem and its weights: ``"all"`` (default) of those where losses meet;
+            ``"reach"``, one problem per set of losses that meet, so one per encoder; ``"tensor"``, one per
+            parameter; or a mapping of name -> module or parameters, the others being summed plainly. With more
+            than one problem, parameters that one loss alone reaches keep its plain gradient.
         include_exclusive: take the Gramian over all captured parameters, those that one loss alone reaches
             (heads) too, which adds to its diagonal only; default: where losses meet, as MGDA does.
         record_gramian: capture per-loss gradients also for a losses-only method, so that ``last.gramian``
@@ -113,10 +129,15 @@ class Balancer(nn.Module, ABC):
         *,
         params: Params | None = None,
         level: Level = "parameters",
+        groups: Groups = "all",
         include_exclusive: bool = False,
         record_gramian: bool = False,
     ) -> None:
         super().__init__()
+        self._partition = Partition(groups)
+        if not self._partition.single and (include_exclusive or level == "features"):
+            what = "include_exclusive=True" if include_exclusive else "level='features'"
+            raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
         if level not in get_args(Level):
             raise ValueError(f"level={level!r}: choose one of {get_args(Level)}")
         self.level = level
@@ -174,7 +195,7 @@ class Balancer(nn.Module, ABC):
                     "features were given but level='parameters' does not use them; "
                     f"write {type(self).__name__}(level='features'), or leave them out"
                 )
-            return ParameterCapture(losses, self._params, self._arena)
+            return ParameterCapture(losses, self._params, self._partition, self._arena)
         if features is None:
             raise ValueError(
                 "level='features' needs the encoder outputs: write balancer(losses, features={'audio': z_audio, ...})"
@@ -195,13 +216,15 @@ class Balancer(nn.Module, ABC):
             unit = torch.where(scale == 0, torch.ones_like(scale), scale).double()
             gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
             if weights is None:
-                weights = self.weigh(replace(problem, gramian=gramian, meets=capture.meets())).weights
+                weights = self.weigh(replace(problem, gramian=gramian, reach=capture.reach())).weights
             capture.write(weights)
-        self.last = Step(problem.names, problem.losses, weights, gramian)
+        labels = () if self._partition.single else capture.problems
+        self.last = Step(problem.names, problem.losses, weights, gramian, labels)
 
     def _base_repr(self) -> str:
         """The settings of this class that differ from their defaults, to append to a method's own."""
         parts = [f"level={self.level!r}"] if self.level != "parameters" else []
+        parts += [] if self._partition.single else [f"groups={self._partition}"]
         parts += [f"{name}=True" for name in ("include_exclusive", "record_gramian") if getattr(self, name)]
         parts += [f"params={self._params}"] if self._params.given is not None else []
         return "".join(f", {part}" for part in parts)

@@ -3,8 +3,10 @@
 from balanced_grad.capture._features import FeatureCapture
 from balanced_grad.capture._gradients import backward
 from balanced_grad.capture._hook import on_backward, weighted
+from balanced_grad.capture._inner import index
 from balanced_grad.capture._losses import JOINT, Losses
 from balanced_grad.capture._parameters import ParameterCapture
+from balanced_grad.capture._partition import Groups, Partition
 from balanced_grad.capture._plan import ParameterFilter
 from balanced_grad.capture._rows import Arena
 
@@ -12,10 +14,13 @@ __all__ = [
     "JOINT",
     "Arena",
     "FeatureCapture",
+    "Groups",
     "Losses",
     "ParameterCapture",
     "ParameterFilter",
+    "Partition",
     "backward",
+    "index",
     "on_backward",
     "weighted",
 ]

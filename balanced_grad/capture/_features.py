@@ -18,6 +18,7 @@ class FeatureCapture:
     """
 
     def __init__(self, losses: Losses, features: Mapping[str, Tensor], params: ParameterFilter) -> None:
+        self.problems = ("all",)
         self._losses = losses
         self._features = _checked(features)
         self._params = params
@@ -36,10 +37,9 @@ class FeatureCapture:
                     "give the very tensor that the losses were computed from"
                 )
 
-    def meets(self) -> tuple[bool, ...]:
-        """Per loss, whether it meets another one in some feature."""
-        meeting = {loss for losses in self._reach() if len(losses) > 1 for loss in losses}
-        return tuple(loss in meeting for loss in range(len(self._losses.names)))
+    def reach(self) -> tuple[tuple[int, ...], ...]:
+        """The losses that meet another one in some feature."""
+        return (tuple(sorted({loss for losses in self._reach() if len(losses) > 1 for loss in losses})),)
 
     def gramian(self, *, exclusive: bool = False) -> Tensor:
         """``(K, K)`` float64 inner products over the features where losses meet, or over all of them."""

@@ -10,7 +10,8 @@ from balanced_grad.kernels import gramian
 
 
 @lru_cache(maxsize=1024)
-def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
+def index(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Host integers as a tensor on the device, made once."""
     return torch.tensor(places, device=device)  # cached: the copy to a GPU would wait for the host each step
 
 
@@ -18,12 +19,12 @@ def add_block(total: Tensor, block: Tensor, losses: tuple[int, ...]) -> None:
     """Add the ``(R, R)`` block of the losses with these indices into the ``(K, K)`` total."""
     count = total.shape[0]
     places = tuple(i * count + j for i in losses for j in losses)
-    total.view(-1).index_add_(0, _index(places, total.device), block.to(total.device).view(-1))
+    total.view(-1).index_add_(0, index(places, total.device), block.to(total.device).view(-1))
 
 
 def select(weights: Tensor, losses: tuple[int, ...]) -> Tensor:
     """The weights of the losses with these indices."""
-    return weights if losses == tuple(range(len(weights))) else weights[_index(losses, weights.device)]
+    return weights if losses == tuple(range(len(weights))) else weights[index(losses, weights.device)]
 
 
 def squared_norm(grads: Sequence[Tensor]) -> Tensor:

@@ -50,8 +50,10 @@ class Losses:
         """Detached values ``(K,)``, in at least float32."""
         dtype = torch.float32
         for loss in self.tensors:
-            dtype = torch.promote_types(dtype, loss.dtype)
-        return torch.stack([loss.detach().to(dtype) for loss in self.tensors])
+            if loss.dtype != dtype:
+                dtype = torch.promote_types(dtype, loss.dtype)
+        with torch.no_grad():
+            return torch.stack([loss if loss.dtype == dtype else loss.to(dtype) for loss in self.tensors])
 
 
 def _scalar(name: str, loss: Tensor) -> Tensor:

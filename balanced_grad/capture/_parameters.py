@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -6,6 +7,7 @@ from torch import Tensor
 from balanced_grad.capture._gradients import gradients
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import JOINT, Losses
+from balanced_grad.capture._partition import Partition, Run, runs
 from balanced_grad.capture._plan import ParameterFilter, Plan
 from balanced_grad.capture._rows import Arena, Rows
 from balanced_grad.capture._write import accumulate, scaled
@@ -24,9 +26,12 @@ class _Exclusive:
 class ParameterCapture:
     """Per-loss gradients of one batch at the parameters: rows where losses meet, plain tensors elsewhere."""
 
-    def __init__(self, losses: Losses, params: ParameterFilter, arena: Arena) -> None:
+    def __init__(self, losses: Losses, params: ParameterFilter, partition: Partition, arena: Arena) -> None:
         self._losses = losses
         self._plan = Plan.of(losses, params)
+        shared = [group for group in self._plan.groups if group.shared]
+        self._labels, self.problems = partition.split(shared, losses.names, params)
+        self._single = partition.single
         self._arena = arena
         self._rows: list[Rows] = []
         self._exclusive: list[_Exclusive] = []
@@ -50,33 +55,51 @@ class ParameterCapture:
                 if defined:
                     self._exclusive.append(_Exclusive(loss, [p for p, _ in defined], [g for _, g in defined]))
 
-    def meets(self) -> tuple[bool, ...]:
-        """Per loss, whether it meets another one in some parameter."""
-        meeting = {loss for group in self._plan.groups if group.shared for loss in group.losses}
-        return tuple(loss in meeting for loss in range(len(self._losses.names)))
+    def reach(self) -> tuple[tuple[int, ...], ...]:
+        """Per problem, the losses that meet in it."""
+        found: dict[str, set[int]] = {label: set() for label in self.problems}
+        for rows, labels in zip(self._rows, self._labels, strict=True):
+            for label in labels:
+                if label is not None:
+                    found[label].update(rows.group.losses)
+        return tuple(tuple(sorted(losses)) for losses in found.values())
 
     def gramian(self, *, exclusive: bool = False) -> Tensor:
-        """``(K, K)`` float64 inner products over the shared parameters, or over all of them."""
+        """Float64 inner products over the shared parameters, or over all of them.
+
+        ``(K, K)`` for one problem, ``(S, K, K)`` for a partition into ``S``.
+        """
         count = len(self._losses.names)
-        total = torch.zeros(count, count, dtype=torch.float64, device=self._losses.tensors[0].device)
-        for rows in self._rows:
-            add_block(total, gramian(rows.flat), rows.group.losses)
+        shape = (1 if self._single else len(self.problems), count, count)
+        total = torch.zeros(shape, dtype=torch.float64, device=self._losses.tensors[0].device)
+        for rows, run in self._runs():
+            if run.problem is not None:
+                add_block(total[run.problem], gramian(rows.flat[:, run.columns]), rows.group.losses)
         for part in self._exclusive if exclusive else ():
-            add_block(total, squared_norm(part.grads), (part.loss,))
-        return total
+            add_block(total[0], squared_norm(part.grads), (part.loss,))
+        return total[0] if self._single else total
 
     def write(self, weights: Tensor) -> None:
-        """Accumulate the weighted sum of the captured gradients into ``.grad``, and forget them."""
-        for rows in self._rows:
-            fused = combine(rows.flat, select(weights, rows.group.losses).to(rows.flat.device))
+        """Accumulate the weighted sum of the captured gradients into ``.grad``, and forget them.
+
+        ``weights`` is ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
+        """
+        plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
+        fused = {rows: rows.flat.new_empty(rows.flat.shape[1]) for rows in self._rows}
+        for rows, run in self._runs():
+            own = plain if weights.dim() == 1 or run.problem is None else weights[run.problem]
+            own = select(own, rows.group.losses).to(rows.flat.device)
+            combine(rows.flat[:, run.columns], own, out=fused[rows][run.columns])
+        for rows, row in fused.items():
             # What no loss gave a gradient keeps its .grad, None included: zero would make an optimizer step it.
-            defined = [
-                (parameter, view)
-                for parameter, view, given in zip(rows.group.parameters, rows.views(fused), rows.defined, strict=True)
-                if given
-            ]
-            accumulate([p for p, _ in defined], [v for _, v in defined])
+            given = list(zip(rows.group.parameters, rows.views(row), rows.defined, strict=True))
+            accumulate([p for p, _, defined in given if defined], [view for _, view, defined in given if defined])
         for part in self._exclusive:
-            weight = weights[part.loss].to(part.grads[0].device)
-            accumulate(part.parameters, scaled(part.grads, weight))
+            accumulate(part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device)))
         self._exclusive = []
+
+    def _runs(self) -> Iterator[tuple[Rows, Run]]:
+        """Every stretch of columns that one problem's weights apply to."""
+        for rows, labels in zip(self._rows, self._labels, strict=True):
+            for run in runs(labels, rows.bounds, self.problems):
+                yield rows, run

@@ -81,6 +81,10 @@ class ParameterFilter:
     def __contains__(self, leaf: Tensor) -> bool:
         return self._names is None or leaf in self._names
 
+    def label(self, leaf: Tensor) -> str:
+        """The user's name of a parameter, or one made of its address: distinct within a step."""
+        return (self._names or {}).get(leaf, f"{tuple(leaf.shape)}@{id(leaf):x}")
+
     def check(self, leaf: Tensor, losses: list[str]) -> None:
         """Refuse parameters whose hooks or sharding a captured gradient would silently pass by."""
         what = (self._names or {}).get(leaf, f"a parameter of shape {tuple(leaf.shape)}")

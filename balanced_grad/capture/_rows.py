@@ -32,6 +32,12 @@ class Rows:
         start = row.storage_offset()
         return [row.as_strided(shape, stride, start + offset) for shape, stride, offset in self._layout]
 
+    @property
+    def bounds(self) -> list[int]:
+        """Where each parameter starts in a row, in real numbers, and where the row ends."""
+        unit = 2 if self.group.parameters[0].is_complex() else 1
+        return [unit * offset for _, _, offset in self._layout] + [self.flat.shape[1]]
+
     def clear(self) -> None:
         """Forget which parameters have a gradient; the numbers are overwritten by the next capture."""
         self.defined = [False] * len(self.group.parameters)

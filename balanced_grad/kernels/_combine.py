@@ -4,25 +4,27 @@ from torch import Tensor
 _CHUNK = 1 << 20  # columns widened at a time for half-precision rows
 
 
-def combine(rows: Tensor, weights: Tensor) -> Tensor:
-    r"""Weighted sum of the rows: one read of them, one write.
+def combine(rows: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    """Weighted sum of the rows: one read of them, one write.
 
-    .. math:: d = \sum_i w_i r_i
+        d = Σ_i w_i r_i
 
     Args:
         rows: ``(M, D)``, real floating point; half-precision rows are summed in float32 and rounded once.
         weights: ``(M,)``, any floating dtype, on the device of ``rows``.
+        out: ``(D,)`` of the dtype of ``rows`` to write to; default: a new tensor.
 
     Returns:
-        A new ``(D,)`` tensor of the dtype of ``rows``.
+        ``out``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from balanced_grad.kernels import combine
         >>> combine(torch.tensor([[1.0, 2.0], [10.0, 20.0]]), torch.tensor([1.0, 0.1]))
         tensor([2., 4.])
     """
-    out = rows.new_empty(rows.shape[1])
+    if out is None:
+        out = rows.new_empty(rows.shape[1])
     with torch.autocast(rows.device.type, enabled=False):
         if rows.itemsize >= 4:
             return torch.mv(rows.T, weights.to(rows.dtype), out=out)

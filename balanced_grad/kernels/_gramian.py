@@ -6,13 +6,13 @@ _WIDENED = 1024  # chunks of half-precision rows that are widened at a time
 
 
 def gramian(rows: Tensor) -> Tensor:
-    r"""Gramian of the rows, in one read and with partial sums in float64.
+    """Gramian of the rows, in one read and with partial sums in float64.
 
-    .. math:: G_{ij} = \sum_d r_{id} r_{jd}
+        G_ij = Σ_d r_id r_jd
 
     Products over chunks of 4096 columns are formed in float32 (float64 rows: in float64) by one batched
     matrix product and added up in float64. At cosine 0.999999 and D = 1e7 this keeps two digits of
-    :math:`|g_1 - g_2|^2`, of which a float32 ``rows @ rows.T`` keeps none.
+    ``|g_1 - g_2|²``, of which a float32 ``rows @ rows.T`` keeps none.
 
     Args:
         rows: ``(M, D)``, real floating point; half precision is widened chunk by chunk.
@@ -20,7 +20,7 @@ def gramian(rows: Tensor) -> Tensor:
     Returns:
         ``(M, M)`` float64 on the device of ``rows``. Non-finite rows give non-finite entries.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from balanced_grad.kernels import gramian
         >>> gramian(torch.tensor([[1.0, 2.0, 2.0], [0.0, 1.0, 0.0]]))

@@ -8,20 +8,21 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level, Params, Problem, Weighting
 from balanced_grad.capture import JOINT
-from balanced_grad.methods._smooth_max import smooth_max
+from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
+
+Number = float | Tensor  # a value on the host, or a 0-dimensional tensor on a device
 
 
 class MIMO(Balancer):
-    r"""Joint loss plus a penalty on the smoothed worst uni-modal loss: multi-objective learning without a solver.
+    """Joint loss plus a penalty on the smoothed worst uni-modal loss: multi-objective learning without a solver.
 
-    .. math::
-        \Phi = L_\text{joint} + \lambda \Big( \mu \log \frac1M \sum_m \exp \frac{L_m - c_m}{\mu} \Big), \qquad
-        \nabla \Phi = \nabla L_\text{joint} + \lambda \sum_m p_m \nabla L_m, \quad
-        p = \operatorname{softmax}\!\Big(\frac{L - c}{\mu}\Big)
+        Φ  = L_joint + λ μ log( (1/M) Σ_m exp((L_m - c_m) / μ) )
+        ∇Φ = ∇L_joint + λ Σ_m p_m ∇L_m,   p = softmax((L - c) / μ)
 
     The modality that lags furthest gets the largest weight; one ordinary backward, no per-loss gradients, no
     solver. The lexicographic problem behind it gives the worst modality priority over the fused loss; a global
-    minimiser of :math:`\Phi` is within :math:`\Delta/\lambda + \mu \log M` of the best possible worst loss.
+    minimiser of ``Φ`` is within ``Δ/λ + μ log M`` of the best possible worst loss, where ``Δ`` is what the
+    lexicographic solution gives up in the joint loss.
 
     Source: Fernando et al., "Mitigating Modality Imbalance in Multi-modal Learning via Multi-objective
     Optimization" (2025). Only its abstract and digests could be read: that the method is a plain gradient
@@ -29,17 +30,17 @@ class MIMO(Balancer):
     form, its centring, the constants and schedules are our reading.
 
     Args:
-        penalty: :math:`\lambda \ge 0`. None (default, ours): the number of modalities present, so that the
-            total uni-modal weight is that of :class:`Uniform` and ``smoothing=math.inf`` is ``Uniform``.
-        smoothing: :math:`\mu \ge 0`, in units of the losses. 0 is the hard maximum (ties share evenly), ``inf``
+        penalty: ``λ ≥ 0``. None (default, ours): the number of modalities present, so that the
+            total uni-modal weight is that of ``Uniform`` and ``smoothing=math.inf`` is ``Uniform``.
+        smoothing: ``μ ≥ 0``, in units of the losses. 0 is the hard maximum (ties share evenly), ``inf``
             equal weights. Default 0.3, for cross-entropy in nats; keep it above the noise of a batch loss.
         ramp_steps: raise the penalty linearly from 0 over so many training steps (0: constant).
         scale_by_penalty: multiply the objective by ``min(1/penalty, 1)``, so that the step does not grow.
-        offsets: name -> :math:`c_m` subtracted before the maximum; needed where losses have different scales
+        offsets: name -> ``c_m`` subtracted before the maximum; needed where losses have different scales
             or irreducible parts, or the modality with the larger one is for ever the worst.
         ema: take the weights from an exponential moving average of the losses with this decay in (0, 1), bias
             corrected, instead of from the batch: softmax of noisy losses is biased towards equal weights.
-        params, level, include_exclusive, record_gramian: see :class:`Balancer`.
+        params, level, include_exclusive, record_gramian: see ``Balancer``.
 
     A non-finite uni-modal loss is treated as missing in this batch: on the CPU with a warning and outside the
     graph; on other devices, where looking would wait for the device, by weight zero. A step with any non-finite
@@ -48,7 +49,7 @@ class MIMO(Balancer):
     Raises:
         ValueError: for a negative penalty or smoothing, a decay outside (0, 1), a loss without an offset.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import balanced_grad as bg
         >>> w = torch.ones(2, requires_grad=True)
@@ -91,56 +92,58 @@ class MIMO(Balancer):
         self.offsets = None if offsets is None else dict(offsets)
         self.ema = ema
         self._steps = 0
-        self._averages: dict[str, Tensor] = {}  # name -> (decayed sum of losses, decayed count)
+        self._averages: dict[str, tuple[Number, Number]] = {}  # decayed sum and count of each modality's losses
 
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The scalar to call ``backward()`` on; see :meth:`Balancer.forward`."""
+        """The scalar to call ``backward()`` on; see ``Balancer.forward``."""
         scalar: Tensor = super().forward(_without_non_finite(losses), features)
         return scalar
 
     def weigh(self, problem: Problem) -> Weighting:
-        r"""1 for the joint loss, :math:`\lambda p_m` for the modalities; the value is :math:`\Phi`."""
+        """1 for the joint loss, ``λ p_m`` for the modalities; the value is ``Φ``."""
         learning = torch.is_grad_enabled() and self.training
+        values = problem.losses
+        # Plain floats where reading them costs nothing, 0-dimensional tensors where it would wait for the device.
+        numbers: list[Number] = values.tolist() if values.is_cpu else list(values.unbind())
+        losses = dict(zip(problem.names, numbers, strict=True))
+        joint = losses.pop(JOINT, 0.0)
         if self.ema is not None and learning:
-            self._observe(problem, self.ema)
-        names = [name for name in problem.names if name != JOINT]
-        by_loss = dict(zip(problem.names, problem.losses.unbind(), strict=True))
-        one = torch.ones_like(problem.losses[0])
-        joint = by_loss.get(JOINT, torch.zeros_like(one))
-        if not names:
-            return Weighting(one[None], joint)
-        excess = torch.stack([self._level(name, by_loss[name]) for name in names])
-        worst, shares = smooth_max(excess, self.smoothing)
-        penalty = self._ramp() * (excess.isfinite().sum() if self.penalty is None else one * self.penalty)
-        scale = (1 / penalty).clamp_max(1) if self.scale_by_penalty else one
-        weights = dict(zip(names, (penalty * shares).unbind(), strict=True))
+            self._observe(losses, _all_finite(values, numbers), self.ema)
+        excess = [self._level(name, loss) for name, loss in losses.items()]
+        worst, shares, present = _smooth_max(excess, self.smoothing)
+        penalty = self._ramp() * (present if self.penalty is None else self.penalty)
+        scale = _inverse_up_to_one(penalty) if self.scale_by_penalty else 1.0
+        uni_modal = {name: scale * penalty * share for name, share in zip(losses, shares, strict=True)}
         if learning:
             self._steps += 1
-        return Weighting(
-            scale * torch.stack([weights.get(name, one) for name in problem.names]),
-            scale * (joint + penalty * worst) if self.ema is None else None,
-        )
+        weights = _tensor([uni_modal.get(name, scale) for name in problem.names], values)
+        if self.ema is not None:
+            return Weighting(weights)
+        return Weighting(weights, _tensor([scale * (joint + penalty * worst)], values).squeeze(0))
 
-    def _level(self, name: str, loss: Tensor) -> Tensor:
+    def _level(self, name: str, loss: Number) -> Number:
         """How far this modality lags: its loss, or the average of it, above its offset."""
         if name in self._averages:
-            total, count = self._averages[name].to(loss.device).unbind()
-            loss = torch.where(count > 0, total / count, loss).to(loss.dtype)
+            total, count = self._averages[name]
+            if isinstance(count, Tensor):
+                loss = torch.where(count > 0, total / count, loss)
+            elif count > 0:
+                loss = total / count
         if self.offsets is None:
             return loss
         if name not in self.offsets:
             raise ValueError(f"loss {name!r} has no entry in offsets={self.offsets!r}")
         return loss - self.offsets[name]
 
-    def _observe(self, problem: Problem, decay: float) -> None:
+    def _observe(self, losses: Mapping[str, Number], finite: bool | Tensor, decay: float) -> None:
         """Update the moving averages of the modalities present, unless any loss is non-finite."""
-        finite = problem.losses.isfinite().all()
-        for name, loss in zip(problem.names, problem.losses.unbind(), strict=True):
-            if name == JOINT:
-                continue
-            before = self._averages.get(name, torch.zeros(2)).to(loss.device, torch.float64)
-            after = decay * before + (1 - decay) * torch.stack([loss, torch.ones_like(loss)])
-            self._averages[name] = torch.where(finite, after, before)
+        for name, loss in losses.items():
+            total, count = self._averages.get(name, (0.0, 0.0))
+            after = decay * total + (1 - decay) * loss, decay * count + (1 - decay)
+            if isinstance(finite, Tensor):
+                self._averages[name] = torch.where(finite, after[0], total), torch.where(finite, after[1], count)
+            elif finite:
+                self._averages[name] = after
 
     def _ramp(self) -> float:
         return min(1.0, self._steps / self.ramp_steps) if self.ramp_steps else 1.0
@@ -150,9 +153,9 @@ class MIMO(Balancer):
         return {"steps": self._steps, "averages": dict(self._averages)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave, also in a balancer that has seen no loss yet."""
+        """Restore what ``get_extra_state`` gave, also in a balancer that has seen no loss yet."""
         self._steps = state["steps"]
-        self._averages = dict(state["averages"])
+        self._averages = {name: (float(total), float(count)) for name, (total, count) in state["averages"].items()}
 
     def extra_repr(self) -> str:
         """Settings."""
@@ -162,12 +165,43 @@ class MIMO(Balancer):
         )
 
 
+def _smooth_max(values: list[Number], smoothing: float) -> tuple[Number, list[Number], Number]:
+    """Smooth maximum, its gradient and how many values took part."""
+    host = [value for value in values if not isinstance(value, Tensor)]
+    if len(host) == len(values):
+        worst, shares = smooth_max_on_host(host, smoothing)
+        return worst, list(shares), float(sum(map(math.isfinite, host)))
+    stacked = torch.stack([torch.as_tensor(value) for value in values])
+    value, weights = smooth_max(stacked, smoothing)
+    return value, list(weights.unbind()), stacked.isfinite().sum()
+
+
+def _all_finite(values: Tensor, numbers: list[Number]) -> bool | Tensor:
+    return all(map(math.isfinite, numbers)) if values.is_cpu else values.isfinite().all()
+
+
+def _inverse_up_to_one(penalty: Number) -> Number:
+    if isinstance(penalty, Tensor):
+        return (1 / penalty).clamp_max(1)
+    return 1 / max(penalty, 1.0)
+
+
+def _tensor(numbers: list[Number], like: Tensor) -> Tensor:
+    if like.is_cpu:
+        return torch.tensor(numbers, dtype=like.dtype)
+    return torch.stack([n if isinstance(n, Tensor) else like.new_full((), n) for n in numbers])
+
+
 def _without_non_finite(losses: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
     """Losses on the CPU without the non-finite uni-modal ones; elsewhere as they are, since looking would wait."""
     bad = [
         name
         for name, loss in (losses.items() if isinstance(losses, Mapping) else ())
-        if name != JOINT and isinstance(loss, Tensor) and loss.device.type == "cpu" and not loss.isfinite().all()
+        if name != JOINT
+        and isinstance(loss, Tensor)
+        and loss.is_cpu
+        and loss.numel() == 1
+        and not math.isfinite(loss.item())
     ]
     if not bad or all(name in bad for name, loss in losses.items() if loss is not None):
         return losses  # nothing to leave out, or nothing left: then let the loss scaler see it

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level, Params, Problem, Weighting
+from balanced_grad.capture import Groups
+from balanced_grad.methods._lengths import growth
 from balanced_grad.solvers import min_norm
 
 Normalize = Literal["none", "l2", "loss", "loss+"]
@@ -11,9 +13,9 @@ Rescale = Literal["none", "sum", "mean", "cap"]
 
 
 class MinNorm(Balancer):
-    r"""The shortest convex combination of the per-loss gradients (multiple-gradient descent, MGDA).
+    """The shortest convex combination of the per-loss gradients (multiple-gradient descent, MGDA).
 
-    .. math:: \min_{w \ge 0,\, \sum_k w_k = 1} \; \Big\| \sum_k w_k g_k \Big\|^2 = w^\top G w
+        minimise |Σ_k w_k g_k|² = wᵀ G w   over   w ≥ 0, Σ_k w_k = 1
 
     The result is a common descent direction: no loss increases to first order, or it is zero, where no such
     direction exists. Solved exactly, in closed form for up to three losses. The Gramian is taken over the
@@ -32,12 +34,17 @@ class MinNorm(Balancer):
             sum to 1), ``"sum"`` that of the plain sum of the gradients (as MMPareto), ``"mean"`` that of their
             mean, ``"cap"`` towards that of the sum but with weights that sum to at most K, as in the sum
             itself, so that a nearly stationary point is not blown up (ours, default).
-        params, level, include_exclusive: see :class:`Balancer`.
+        groups: parameters that share a problem and its weights: ``"all"``, ``"reach"`` (one problem per encoder),
+            ``"tensor"`` or a mapping; see ``Balancer``.
+        params, level, include_exclusive: see ``Balancer``.
 
-    Source: Desideri, "Multiple-gradient descent algorithm" (2012); Sener & Koltun, "Multi-task learning as
+    Raises:
+        ValueError: for an unknown policy or group.
+
+    Source: Désidéri, "Multiple-gradient descent algorithm" (2012); Sener & Koltun, "Multi-task learning as
     multi-objective optimization" (2018). The policies for length are ours where not said otherwise.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import balanced_grad as bg
         >>> w = torch.zeros(2, requires_grad=True)
@@ -55,11 +62,12 @@ class MinNorm(Balancer):
         *,
         normalize: Normalize = "none",
         rescale: Rescale = "cap",
+        groups: Groups = "all",
         params: Params | None = None,
         level: Level = "parameters",
         include_exclusive: bool = False,
     ) -> None:
-        super().__init__(params=params, level=level, include_exclusive=include_exclusive)
+        super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive)
         if normalize not in get_args(Normalize):
             raise ValueError(f"normalize={normalize!r}: choose one of {get_args(Normalize)}")
         if rescale not in get_args(Rescale):
@@ -71,41 +79,34 @@ class MinNorm(Balancer):
         """Minimum-norm weights of the losses that meet, 1 for the others."""
         assert problem.gramian is not None
         gramian = problem.gramian
-        diagonal = gramian.diagonal()
+        diagonal = gramian.diagonal(dim1=-2, dim2=-1)
         active = ~(diagonal == 0)  # true for NaN, which must reach the weights
-        scale = self._scale(diagonal, problem.losses.to(gramian))
-        weights = min_norm(gramian / torch.outer(scale, scale), active=active).weights / scale
-        weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-        return Weighting(torch.where(active, weights * self._length(gramian, weights, active), 1.0))
+        divisor = self._divisor(diagonal, problem.losses.to(gramian))
+        normalized = gramian / (divisor.unsqueeze(-1) * divisor.unsqueeze(-2))
+        weights = min_norm(normalized, active=active).weights / divisor
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        length = self._length(gramian, weights, active).unsqueeze(-1)
+        return Weighting(torch.where(active, weights * length, torch.ones_like(weights)))
 
-    def _scale(self, diagonal: Tensor, losses: Tensor) -> Tensor:
+    def _divisor(self, diagonal: Tensor, losses: Tensor) -> Tensor:
         """What each gradient is divided by; 1 where that would be zero."""
-        scale = torch.ones_like(diagonal)
+        divisor = torch.ones_like(diagonal)
         if self.normalize in ("l2", "loss+"):
-            scale = scale * diagonal.sqrt()
+            divisor = divisor * diagonal.sqrt()
         if self.normalize in ("loss", "loss+"):
-            scale = scale * losses.abs()
-        return torch.where(scale == 0, torch.ones_like(scale), scale)
+            divisor = divisor * losses.abs()
+        return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
 
     def _length(self, gramian: Tensor, weights: Tensor, active: Tensor) -> Tensor:
         """Factor on the minimum-norm direction, from norms that the Gramian already holds."""
         if self.rescale == "none":
-            return torch.ones_like(weights[0])
-        count = active.sum()
-        short, plain = _norm(gramian, weights), _norm(gramian, active.to(gramian))
-        factor = plain / short
-        # Stationary up to rounding: there is no direction to lengthen.
-        stationary = short <= 1e-7 * gramian.diagonal().amax().sqrt()
+            return torch.ones_like(weights[..., 0])
+        count = active.sum(-1)
+        factor = growth(gramian, weights, active.to(gramian))
         if self.rescale == "mean":
-            factor = factor / count
-        if self.rescale == "cap":
-            factor = torch.minimum(factor, count.to(factor))
-        return torch.where(stationary, torch.ones_like(factor), factor)
+            return factor / count.clamp_min(1)
+        return torch.minimum(factor, count.to(factor)) if self.rescale == "cap" else factor
 
     def extra_repr(self) -> str:
         """Settings."""
         return f"normalize={self.normalize!r}, rescale={self.rescale!r}" + self._base_repr()
-
-
-def _norm(gramian: Tensor, weights: Tensor) -> Tensor:
-    return torch.dot(weights, gramian @ weights).clamp_min(0).sqrt()

@@ -8,9 +8,9 @@ from balanced_grad.capture import JOINT
 
 
 class Uniform(Balancer):
-    r"""Joint loss plus the sum of the uni-modal losses, or any fixed weights: the baseline every method must beat.
+    """Joint loss plus the sum of the uni-modal losses, or any fixed weights: the baseline every method must beat.
 
-    .. math:: \sum_k w_k L_k, \qquad w_k = 1 \text{ by default}
+        Σ_k w_k L_k,   w_k = 1 by default
 
     Most of what published balancing methods gain over plain joint training comes from the uni-modal losses
     themselves, which is exactly this. Losses only: one ordinary backward.
@@ -18,12 +18,12 @@ class Uniform(Balancer):
     Args:
         weights: name -> weight, finite and non-negative; every loss that occurs must be named, except
             ``"joint"``, which defaults to 1.
-        params, level, include_exclusive, record_gramian: see :class:`Balancer`.
+        params, level, include_exclusive, record_gramian: see ``Balancer``.
 
     Raises:
         ValueError: for a negative or non-finite weight, or a loss without one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import balanced_grad as bg
         >>> w = torch.tensor([2.0], requires_grad=True)

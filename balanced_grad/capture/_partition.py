@@ -1,0 +1,88 @@
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from balanced_grad.capture._plan import Group, ParameterFilter
+
+GroupsName = Literal["all", "reach", "tensor"]
+Groups = GroupsName | Mapping[str, nn.Module | Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring columns of one group's rows that belong to one problem; None: balanced by none."""
+
+    columns: slice
+    problem: int | None
+
+
+class Partition:
+    """How the parameters where losses meet are divided into problems with weights of their own.
+
+    ``"all"``: one problem. ``"reach"``: one per set of losses, so one per encoder where each encoder is reached
+    by its own loss and the joint one. ``"tensor"``: one per parameter. A mapping of name -> module or parameters:
+    one per name, and the plain sum for what it does not name.
+    """
+
+    def __init__(self, groups: Groups = "all") -> None:
+        self.groups = groups if isinstance(groups, str) else None
+        self._named: dict[Tensor, str] = {}
+        if isinstance(groups, str):
+            if groups not in get_args(GroupsName):
+                choices = get_args(GroupsName)
+                raise ValueError(f"groups={groups!r}: choose one of {choices}, or give a mapping of name -> parameters")
+            return
+        if not isinstance(groups, Mapping) or not groups:
+            raise TypeError(
+                f"groups={groups!r}: give one of {get_args(GroupsName)}, or a mapping of name -> parameters"
+            )
+        for name, members in groups.items():
+            parameters = list(members.parameters() if isinstance(members, nn.Module) else members)
+            if not parameters:
+                raise ValueError(f"groups[{name!r}] has no parameter")
+            for parameter in parameters:
+                if parameter in self._named:
+                    raise ValueError(
+                        f"a parameter of shape {tuple(parameter.shape)} is in groups {self._named[parameter]!r} and "
+                        f"{name!r}; a parameter has one gradient, so it can be in one group only"
+                    )
+                self._named[parameter] = name
+
+    @property
+    def single(self) -> bool:
+        """Whether all parameters share one problem."""
+        return self.groups == "all"
+
+    def split(
+        self, groups: Iterable[Group], names: tuple[str, ...], params: ParameterFilter
+    ) -> tuple[list[list[str | None]], tuple[str, ...]]:
+        """Per group, the label of every parameter's problem; and the distinct labels in order."""
+        labels = [[self._label(group, p, names, params) for p in group.parameters] for group in groups]
+        distinct = dict.fromkeys(label for of_group in labels for label in of_group if label is not None)
+        return labels, tuple(distinct)
+
+    def _label(self, group: Group, parameter: Tensor, names: tuple[str, ...], params: ParameterFilter) -> str | None:
+        if self.groups == "all":
+            return "all"
+        if self.groups == "reach":
+            return "+".join(names[loss] for loss in group.losses)
+        if self.groups == "tensor":
+            return params.label(parameter)
+        return self._named.get(parameter)
+
+    def __repr__(self) -> str:
+        return repr(self.groups or sorted(set(self._named.values())))
+
+
+def runs(labels: list[str | None], bounds: list[int], distinct: tuple[str, ...]) -> list[Run]:
+    """Merge neighbouring parameters of one label; ``bounds`` are their starts in a row, and its end."""
+    out: list[Run] = []
+    for label, start, stop in zip(labels, bounds[:-1], bounds[1:], strict=True):
+        problem = None if label is None else distinct.index(label)
+        if out and out[-1].problem == problem:
+            out[-1] = Run(slice(out[-1].columns.start, stop), problem)
+        else:
+            out.append(Run(slice(start, stop), problem))
+    return out

@@ -1,0 +1,111 @@
+"""Cost of a training step by how per-loss gradients are taken, as a ratio to forward + backward of the sum.
+
+    python -m bench.capture                       # the table of docs/performance.md
+    python -m bench.capture --encoders conv --modalities 2 --rounds 30
+
+All variants are timed in one process, interleaved round by round (so that drift hits all alike), with one
+warm-up round; the ratio is the median over rounds of the ratio within a round. No optimizer step is counted.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+
+import torch
+
+import balanced_grad as bg
+from bench._models import ENCODERS, Model
+
+try:
+    from torchjd.aggregation import MGDA
+    from torchjd.autojac import jac_to_grad, mtl_backward
+except ImportError:  # the bench extra is optional
+    mtl_backward = None
+
+
+def plain(model, losses):
+    sum(losses.values()).backward()
+
+
+def per_loss(model, losses):
+    """The floor of any exact method: one autograd.grad per loss, each for what it reaches, results dropped."""
+    names = list(model.names)
+    for name in names:
+        reached = [*model.encoders[name].parameters(), *model.heads[name].parameters()]
+        torch.autograd.grad(losses[name], reached, retain_graph=True)
+    torch.autograd.grad(losses["joint"], [*model.encoders.parameters(), *model.fused.parameters()])
+
+
+def with_balancer(make):
+    balancer = make()
+
+    def backward(model, losses):
+        balancer(losses, features=model.features if balancer.level == "features" else None).backward()
+
+    return backward
+
+
+def torchjd_shared(model, losses):
+    """The released peer: Jacobians at the encoders, its MGDA, the heads by their own loss."""
+    features = list(model.features.values())
+    heads = [list(model.fused.parameters()), *(list(head.parameters()) for head in model.heads.values())]
+    encoders = [p for encoder in model.encoders.values() for p in encoder.parameters()]
+    mtl_backward(list(losses.values()), features=features, tasks_params=heads, shared_params=encoders)
+    jac_to_grad(encoders, MGDA())
+
+
+def variants():
+    out = {
+        "plain sum": plain,
+        "bare autograd.grad per loss": per_loss,
+        "Uniform": with_balancer(bg.Uniform),
+        "MIMO": with_balancer(bg.MIMO),
+        "MinNorm, parameters": with_balancer(bg.MinNorm),
+        "MinNorm, features": with_balancer(lambda: bg.MinNorm(level="features")),
+    }
+    return out | ({"torchjd mtl_backward + MGDA": torchjd_shared} if mtl_backward else {})
+
+
+def measure(kind: str, modalities: int, batch: int, rounds: int) -> dict[str, float]:
+    """Median over rounds of time / time of the plain sum, per variant."""
+    torch.manual_seed(0)
+    model, ratios = Model(kind, modalities), {name: [] for name in variants()}
+    inputs, label = model.batch(batch)
+    ways = variants()
+    for round_ in range(rounds + 1):
+        times = {}
+        for name, backward in ways.items():
+            model.zero_grad()
+            start = time.perf_counter()
+            backward(model, model.losses(inputs, label))
+            times[name] = time.perf_counter() - start
+        if round_:
+            for name, seconds in times.items():
+                ratios[name].append(seconds / times["plain sum"])
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument("--modalities", nargs="+", type=int, choices=(1, 2, 3), default=[2, 3])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message=".*batching rule.*")  # torchjd's vmap over attention
+    print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}")
+    names = list(variants())
+    print("| encoders | M | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 2))
+    for kind in arguments.encoders:
+        for modalities in arguments.modalities:
+            ratios = measure(kind, modalities, arguments.batch, arguments.rounds)
+            print(
+                f"| {kind} | {modalities} | " + " | ".join(f"{ratios[name]:.2f}" for name in names) + " |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
