@@ -23,7 +23,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 def call(*command: str) -> None:
     """Run a command of the virtual environment from the project root; stop at its first failure."""
     print("+", *command, flush=True)
-    status = subprocess.call([str(PYTHON), "-m", *command], cwd=ROOT)
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "MPLBACKEND": "Agg"}
+    status = subprocess.call([str(PYTHON), "-m", *command], cwd=ROOT, env={**os.environ, **quiet})
     if status:
         sys.exit(status)
 
@@ -74,7 +75,9 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in tasks:
         sys.exit(f"{__doc__}\nunknown task {sys.argv[1:2]}: choose one of {', '.join(tasks)}")
     if sys.version_info < (3, 11):
-        sys.exit(f"balanced_grad needs Python 3.11 or newer; this is {sys.version.split()[0]} ({shutil.which('python3')})")
+        sys.exit(
+            f"balanced_grad needs Python 3.11 or newer; this is {sys.version.split()[0]} ({shutil.which('python3')})"
+        )
     set_up()
     tasks[sys.argv[1]](*sys.argv[2:])
 

@@ -49,7 +49,7 @@ class Case:
     def ours(self):
         """Rows as the capture leaves them: Gramian, exact solve, one combined row, views as ``.grad``."""
         weights = min_norm(gramian(self.rows.flat)).weights
-        accumulate(self.parameters, self.rows.views(combine(self.rows.flat, weights)))
+        accumulate(self.parameters, self.rows.views(combine(self.rows.flat, weights, self.rows.output())))
 
     def ours_with_copy(self):
         """The same from the tensors autograd returned, the copy into the arena included."""

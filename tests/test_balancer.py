@@ -255,6 +255,25 @@ class TestCapture:
         for grad, before in zip(held, copies, strict=True):
             torch.testing.assert_close(grad, before, rtol=0, atol=0)
 
+    def test_a_detached_view_of_a_gradient_outlives_zero_grad(self):
+        model, balancer = LateFusion(), bg.MinNorm()
+        balancer(model.losses(*make_batch(seed=0))).backward()
+        held = model.trunk.weight.grad.detach()[1:]
+        before = held.clone()
+        for seed in (1, 2, 3):
+            model.zero_grad()
+            balancer(model.losses(*make_batch(seed=seed))).backward()
+        torch.testing.assert_close(held, before, rtol=0, atol=0)
+
+    def test_memory_of_dropped_gradients_is_used_again(self):
+        model, balancer = LateFusion(), bg.MinNorm()
+        addresses = set()
+        for seed in range(4):
+            model.zero_grad()
+            balancer(model.losses(*make_batch(seed=seed))).backward()
+            addresses.add(model.trunk.weight.grad.data_ptr())
+        assert len(addresses) == 1
+
     def test_gramian_is_that_of_the_per_loss_gradients_over_shared_parameters(self):
         model, balancer = LateFusion(MODALITIES), bg.MinNorm()
         losses = model.losses(*make_batch(MODALITIES))

@@ -85,7 +85,7 @@ class ParameterCapture:
         ``weights`` is ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
         """
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
-        fused = {rows: rows.flat.new_empty(rows.flat.shape[1]) for rows in self._rows}
+        fused = {rows: rows.output() for rows in self._rows}
         for rows, run in self._runs():
             own = plain if weights.dim() == 1 or run.problem is None else weights[run.problem]
             own = select(own, rows.group.losses).to(rows.flat.device)

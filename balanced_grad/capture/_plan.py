@@ -44,7 +44,8 @@ class Plan:
         for leaf, indices in reach.items():
             params.check(leaf, [losses.names[i] for i in indices])
             grouped.setdefault((tuple(indices), leaf.dtype, leaf.device), []).append(leaf)
-        return cls(tuple(Group(key[0], tuple(leaves)) for key, leaves in grouped.items()))
+        in_order = sorted(grouped.items(), key=lambda item: item[0][0])  # that of the user's losses
+        return cls(tuple(Group(key[0], tuple(leaves)) for key, leaves in in_order))
 
     def reached_by(self, loss: int) -> list[Group]:
         """The groups that this loss reaches."""
@@ -97,7 +98,7 @@ class ParameterFilter:
         if type(leaf).__name__ == "DTensor":
             raise RuntimeError(
                 f"{where} is a sharded DTensor; per-loss gradients of sharded parameters are not supported here: "
-                "use a losses-only balancer such as Uniform or MIMO, or level='features'"
+                "use a losses-only balancer such as Uniform or MIMO"
             )
 
     def __repr__(self) -> str:

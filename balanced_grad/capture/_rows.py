@@ -24,6 +24,7 @@ class Rows:
         self.flat = torch.zeros(len(group.losses), size, dtype=first.dtype.to_real(), device=first.device)
         self._views = [self.views(row) for row in self.flat]
         self.defined = [False] * len(group.parameters)
+        self._output: tuple[Tensor, int | None] | None = None
 
     def views(self, row: Tensor) -> list[Tensor]:
         """One view per parameter into a flat ``(D,)`` row."""
@@ -37,6 +38,22 @@ class Rows:
         """Where each parameter starts in a row, in real numbers, and where the row ends."""
         unit = 2 if self.group.parameters[0].is_complex() else 1
         return [unit * offset for _, _, offset in self._layout] + [self.flat.shape[1]]
+
+    def output(self) -> Tensor:
+        """A ``(D,)`` buffer for the combined row, whose views become ``.grad``.
+
+        On the CPU, where fresh memory costs more than the pass that fills it, last step's buffer is taken again
+        if nothing refers to it any more: as many uses as when this object alone held it.
+        """
+        if not self.flat.is_cpu:
+            return self.flat.new_empty(self.flat.shape[1])
+        if self._output is not None:
+            buffer, alone = self._output
+            if alone is not None and _uses(buffer) == alone:
+                return buffer
+        buffer = self.flat.new_empty(self.flat.shape[1])
+        self._output = buffer, _uses(buffer)
+        return buffer
 
     def clear(self) -> None:
         """Forget which parameters have a gradient; the numbers are overwritten by the next capture."""
@@ -99,6 +116,12 @@ class Arena:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Arena, ()  # scratch memory: neither copied nor pickled
+
+
+def _uses(tensor: Tensor) -> int | None:
+    """How many tensors share this storage; None where torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return None if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
 def _layout(parameters: Sequence[Tensor]) -> tuple[list[tuple[torch.Size, tuple[int, ...], int]], int]:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import os
 import time
 from functools import partial
@@ -17,10 +18,11 @@ from balanced_grad.demo._data import Dataset, DemoError
 from balanced_grad.demo._digits import load_digits
 from balanced_grad.demo._folder import available, load_folder
 from balanced_grad.demo._report import headline, numbers, table
-from balanced_grad.demo._train import BALANCED, Method
+from balanced_grad.demo._train import BALANCED, BATCH, Method
 
 BUILT_IN = ("digits", "digits-hard")
 EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+STEPS, STEPS_IMAGES = 500, 1800
 FOLDER = "BALANCED_GRAD_DATA"
 
 
@@ -57,7 +59,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--epochs",
         metavar="N",
         type=_count,
-        help="passes over the training items (default: 30; with images 10)",
+        help=f"passes over the training items (default: as many as make {STEPS} steps; with images {STEPS_IMAGES})",
     )
     parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write the picture and all numbers to this folder")
@@ -80,8 +82,7 @@ def run(args: argparse.Namespace) -> None:
     data = load(*choose_data(args.dataset, args.data))
     if args.out is not None:
         prepare(args.out)
-    images = any(len(shape) > 1 for shape in data.shapes.values())
-    epochs = args.epochs or (10 if images else 30)
+    epochs = args.epochs or default_epochs(data)
     print(headline(data, args.seeds, epochs, str(device)), end="\n\n", flush=True)
 
     from tqdm import tqdm
@@ -155,6 +156,12 @@ def require_extras() -> None:
     missing = [name for module, name in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise DemoError(f"the demo needs {', '.join(missing)}: pip install 'balanced-grad[demo]'")
+
+
+def default_epochs(data: Dataset) -> int:
+    """Choose a budget by steps, in which the networks of all methods have settled."""
+    images = any(len(shape) > 1 for shape in data.shapes.values())
+    return math.ceil((STEPS_IMAGES if images else STEPS) / math.ceil(len(data.train) / BATCH))
 
 
 def prepare(folder: Path) -> None:
