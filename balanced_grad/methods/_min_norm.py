@@ -34,12 +34,14 @@ class MinNorm(Balancer):
             sum to 1), ``"sum"`` that of the plain sum of the gradients (as MMPareto), ``"mean"`` that of their
             mean, ``"cap"`` towards that of the sum but with weights that sum to at most K, as in the sum
             itself, so that a nearly stationary point is not blown up (ours, default).
+        solver: method of ``balanced_grad.solvers.min_norm``; ``"auto"`` (default) is exact and the fastest,
+            ``"cvxpy"`` and ``"scipy"`` are the references.
         groups: parameters that share a problem and its weights: ``"all"``, ``"reach"`` (one problem per encoder),
             ``"tensor"`` or a mapping; see ``Balancer``.
         params, level, include_exclusive: see ``Balancer``.
 
     Raises:
-        ValueError: for an unknown policy or group.
+        ValueError: for an unknown policy, solver or group.
 
     Source: Désidéri, "Multiple-gradient descent algorithm" (2012); Sener & Koltun, "Multi-task learning as
     multi-objective optimization" (2018). The policies for length are ours where not said otherwise.
@@ -62,6 +64,7 @@ class MinNorm(Balancer):
         *,
         normalize: Normalize = "none",
         rescale: Rescale = "cap",
+        solver: str = "auto",
         groups: Groups = "all",
         params: Params | None = None,
         level: Level = "parameters",
@@ -73,7 +76,9 @@ class MinNorm(Balancer):
         if rescale not in get_args(Rescale):
             raise ValueError(f"rescale={rescale!r}: choose one of {get_args(Rescale)}")
         self.normalize = normalize
+        min_norm(torch.ones(1, 1), method=solver)  # names what is possible where the name is wrong
         self.rescale = rescale
+        self.solver = solver
 
     def weigh(self, problem: Problem) -> Weighting:
         """Minimum-norm weights of the losses that meet, 1 for the others."""
@@ -83,7 +88,7 @@ class MinNorm(Balancer):
         active = ~(diagonal == 0)  # true for NaN, which must reach the weights
         divisor = self._divisor(diagonal, problem.losses.to(gramian))
         normalized = gramian / (divisor.unsqueeze(-1) * divisor.unsqueeze(-2))
-        weights = min_norm(normalized, active=active).weights / divisor
+        weights = min_norm(normalized, method=self.solver, active=active).weights / divisor
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         length = self._length(gramian, weights, active).unsqueeze(-1)
         return Weighting(torch.where(active, weights * length, torch.ones_like(weights)))
@@ -109,4 +114,5 @@ class MinNorm(Balancer):
 
     def extra_repr(self) -> str:
         """Settings."""
-        return f"normalize={self.normalize!r}, rescale={self.rescale!r}" + self._base_repr()
+        solver = "" if self.solver == "auto" else f", solver={self.solver!r}"
+        return f"normalize={self.normalize!r}, rescale={self.rescale!r}{solver}" + self._base_repr()

@@ -3,9 +3,10 @@
 With `u_i = |g_i| w_i` and `a_i = 1 / |g_i|` the problem is `min u'Cu, a'u = 1, u >= 0`: C is close to a correlation
 matrix whatever the norms are. Its solution is `u = y / a'y`, where `y` solves the non-negative QP
 `min y'Ky / 2 - a'y, y >= 0` with `K = C + aa'`, which is bounded even when 0 is in the hull (Wolfe 1976; Lawson &
-Hanson 1974). Scales are powers of two, so `C` and `a` carry no rounding of their own.
+Hanson 1974).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,48 +14,101 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+_EPS = 2.0**-52
 
 
 def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
-    """Min-norm weights (n,) of one finite `(n, n)` Gramian, systems solved, and whether it converged."""
-    diagonal = G.diagonal()
-    zero = diagonal <= 0.0
-    if zero.any():
+    """Min-norm weights (n,) of one `(n, n)` Gramian, systems solved, and whether it converged; NaN if not finite."""
+    if not np.isfinite(G).all():
+        return np.full(len(G), np.nan), 0, False
+    diagonal = G.diagonal().tolist()  # reductions of a few numbers are cheaper in Python
+    if min(diagonal) > 0.0:
+        scale = 1.0 / np.sqrt(G.diagonal())
+        a = scale * (min(diagonal) ** 0.5)
+        K = G * scale * scale[:, None] + a * a[:, None]
+        y, iterations = _guess(K, a, tol)
+        if y is not None:
+            w: Array = a * y
+            return w / sum(w.tolist()), iterations, True
+    if not min(diagonal) > 0.0:
+        zero = G.diagonal() <= 0.0
         return zero / zero.sum(), 0, True  # a zero row is the min-norm point
-    scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
-    C = (0.5 * G + 0.5 * G.T) * scale * scale[:, None]
+    w, more, converged = _solve_carefully(0.5 * G + 0.5 * G.T, tol)
+    return w, iterations + more, converged
+
+
+def _guess(K: Array, a: Array, tol: float) -> tuple[Array | None, int]:
+    """Block principal pivoting: swap every row of the wrong sign; None unless the answer is clearly unique."""
+    y = _solve_well(K, a, tol)
+    if y is None or min(y.tolist()) > 0.0:  # all rows: no slack to check
+        return y, 1
+    support = y > 0.0
+    for iterations in range(2, 10):
+        index = support.nonzero()[0]
+        inner = _solve_well(K[index][:, index], a[index], tol) if len(index) else None
+        if inner is None:
+            return None, iterations
+        y = np.zeros_like(a)
+        y[index] = inner
+        slack, near = _slack(K, a, y, tol)
+        wrong = np.where(support, y <= 0.0, slack < -near)
+        if not wrong.any():
+            return (None if (~support & (slack <= 4.0 * near)).any() else y), iterations
+        support ^= wrong
+    return None, 9
+
+
+def _solve_well(K: Array, a: Array, tol: float) -> Array | None:
+    """The solution of `Ky = a` if K is finite and well-conditioned."""
+    try:
+        pivots = np.linalg.cholesky(K).diagonal().tolist()
+    except np.linalg.LinAlgError:
+        return None
+    if not min(pivots) ** 2 > max(1e-6, 1e4 * tol):
+        return None
+    y: NDArray[Any] = np.linalg.solve(K, a)
+    return y if math.isfinite(sum(y.tolist())) else None
+
+
+def _slack(K: Array, a: Array, y: Array, tol: float) -> tuple[Array, Array]:
+    """`Ky - a`, and what rounding of size `tol` can make of a true zero in it (the rows of K have norm about 1)."""
+    return K @ y - a, tol * (2.0 * np.abs(y).sum() + a)
+
+
+def _solve_carefully(G: Array, tol: float) -> tuple[Array, int, bool]:
+    """The answer where supports are hard to tell apart: singular, ill-conditioned or tied problems."""
+    scale = np.ldexp(1.0, -(np.frexp(G.diagonal())[1] // 2))  # powers of two: K keeps the digits of G
     a = scale / scale.max()
-    K = C + a * a[:, None]
-    y, iterations, converged = nonnegative_qp(K, a)
-    if converged and _is_clear(K, a, y, tol):
-        w = a * y
-        return w / w.sum(), iterations, True
+    K = G * scale * scale[:, None] + a * a[:, None]
     values, vectors = np.linalg.eigh(K)
-    if values[0] < tol or not converged:
-        convex = (vectors * np.maximum(values, tol)) @ vectors.T
-        y, more, converged = nonnegative_qp(0.5 * (convex + convex.T), a)
-        iterations += more
-    face, null = _optimal_face(K, a, y, tol)
+    convex = (vectors * np.maximum(values, tol)) @ vectors.T if values[0] < tol else K
+    y, iterations, converged = nonnegative_qp(0.5 * (convex + convex.T), a)
+    slack, near = _slack(K, a, y, 4.0 * tol)
+    face = (y > 0.0) | (slack <= near)
     w = a * y
     w /= w.sum()
+    null = a[face, None] * _null_directions(K[face][:, face], 2.0 * tol)
     if null.shape[1] == 0:
         return _polished(G, w), iterations, converged
     basis = np.linalg.qr(null / np.linalg.norm(null, axis=0), mode="complete")[0]
-    w[face] = _shortest(basis[:, null.shape[1] :].T, w[face])
-    return w / w.sum(), iterations, converged
+    even = np.zeros_like(w)
+    even[face] = _shortest(basis[:, null.shape[1] :].T, w[face])
+    even /= even.sum()
+    u = even / a
+    slack, near = _slack(K, a * (u @ K @ u), u, 4.0 * tol)
+    return even if (slack >= -near).all() else w, iterations, converged
 
 
 def nonnegative_qp(K: Array, a: Array) -> tuple[Array, int, bool]:
-    """`argmin_{y >= 0} y'Ky / 2 - a'y`: drop negatives from the free solution, then Lawson-Hanson."""
+    """`argmin_{y >= 0} y'Ky / 2 - a'y` for positive definite K by Lawson and Hanson's active set."""
     n = len(a)
-    rounding = 4.0 * n * np.finfo(np.float64).eps
-    y, passive, iterations = _shrink(K, a)
+    rounding = 4.0 * n * _EPS
+    y, passive, iterations = np.zeros(n), np.zeros(n, dtype=np.bool_), 0
     for _ in range(3 * n + 10):
-        product = K @ y
-        slack = product - a
+        slack, near = _slack(K, a, y, rounding)
         slack[passive] = 0.0
-        entering = int(np.argmin(slack))
-        if slack[entering] >= -rounding * (np.abs(K[entering]) @ y + abs(a[entering])):
+        entering = int(np.argmin(slack + near))
+        if slack[entering] >= -near[entering]:
             return y, iterations, True
         passive[entering] = True
         while True:
@@ -75,50 +129,32 @@ def nonnegative_qp(K: Array, a: Array) -> tuple[Array, int, bool]:
     return y, iterations, False
 
 
-def _shrink(K: Array, a: Array) -> tuple[Array, Mask, int]:
-    """A point that is the free minimiser on its own support, found from the full support downwards."""
-    passive = np.ones(len(a), dtype=np.bool_)
-    for iterations in range(1, len(a) + 1):
-        y = _solve_on(K, a, passive)
-        if y is None or not y.max() > 0.0:
-            break
-        if y[passive].min() > 0.0:
-            return y, passive, iterations
-        passive = y > 0.0
-    else:
-        iterations = len(a)
-    return np.zeros_like(a), np.zeros(len(a), dtype=np.bool_), iterations
-
-
 def _solve_on(K: Array, a: Array, passive: Mask) -> Array | None:
     """The free minimiser with support in `passive`; None if its system is singular."""
     index = np.flatnonzero(passive)
-    y = np.zeros_like(a)
+    y: Array = np.zeros_like(a)
     try:
-        if len(index) == len(a):
-            return np.linalg.solve(K, a)
         y[index] = np.linalg.solve(K[index][:, index], a[index])
     except np.linalg.LinAlgError:
         return None
     return y
 
 
-def _is_clear(K: Array, a: Array, y: Array, tol: float) -> bool:
-    """Whether `y` is the one minimiser, well-conditioned: no small pivot, no zero slack off the support."""
-    index = np.flatnonzero(y)
-    try:
-        pivots = np.linalg.cholesky(K[index][:, index]).diagonal()
-    except np.linalg.LinAlgError:
-        return False
-    tie = K @ y - a <= 4.0 * tol * (np.abs(K) @ y + a)
-    return bool(pivots.min() ** 2 > max(1e-6, 1e4 * tol) and tie.sum() <= len(index))
-
-
-def _optimal_face(K: Array, a: Array, y: Array, tol: float) -> tuple[Mask, Array]:
-    """The rows that some minimiser may use, and the directions among them that change nothing."""
-    face = (y > 0.0) | (K @ y - a <= 4.0 * tol * (np.abs(K) @ y + a))
-    values, vectors = np.linalg.eigh(K[face][:, face])
-    return face, a[face, None] * vectors[:, values <= 2.0 * tol]
+def _null_directions(K: Array, tol: float) -> Array:
+    """A basis of K's null space by Gauss-Jordan with diagonal pivoting, which unlike eigenvectors mixes no scales."""
+    T, free = K.copy(), np.ones(len(K), dtype=np.bool_)
+    for _ in range(len(K)):
+        pivots = np.where(free, T.diagonal(), 0.0)
+        k = int(np.argmax(pivots))
+        if pivots[k] <= tol:
+            break
+        row = T[k] / pivots[k]
+        T -= T[:, k, None] * row
+        T[k] = row
+        free[k] = False
+    null: Array = -T[:, free]
+    null[free] = np.eye(int(free.sum()))
+    return null
 
 
 def _polished(G: Array, w: Array) -> Array:
@@ -149,16 +185,11 @@ def _shortest(R: Array, w: Array) -> Array:
     for _ in range(20):
         z = nonnegative_qp(K, multipliers @ R)[0]
         missing = target - R @ z
-        if np.abs(missing).max() <= 4.0 * np.finfo(np.float64).eps:
+        if np.abs(missing).max() <= 4.0 * _EPS:
             break
         multipliers = multipliers + missing
-    return z
-
-
-def duality_gap(G: Array, w: Array) -> float:
-    """`max_i (w'Gw - (Gw)_i) / max_i G_ii` of one problem."""
-    scale: Any = G.diagonal().max()
-    if scale <= 0.0:
-        return 0.0
-    product = (G / scale) @ w
-    return float(max(w @ product - product.min(), 0.0))
+    support = z > 0.0
+    exact = np.zeros_like(w)
+    exact[support] = np.linalg.lstsq(R[:, support], target, rcond=None)[0]
+    exact = np.maximum(exact, 0.0)
+    return exact if np.abs(target - R @ exact).max() <= 64.0 * len(w) * _EPS else w

@@ -1,17 +1,24 @@
-"""Closed forms for two and three rows, in plain floats.
+"""Closed forms for two and three rows: in plain floats for one problem, elementwise for a batch, to the same bits.
 
 Every difference is taken between entries of `G` before anything is multiplied: for near-parallel rows these
 differences are exact (Sterbenz), so the weights keep the digits that `G` has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from balanced_grad.solvers._active_set import Array, Mask
 
 Rows = Sequence[Sequence[float]]
+_TURNS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 
 
 def two_rows(G: Rows, tol: float) -> tuple[float, float]:
     """Min-norm weights of two rows (Désidéri 2012); rows equal to within `tol` share evenly."""
-    g11, g12, g22 = G[0][0], 0.5 * G[0][1] + 0.5 * G[1][0], G[1][1]
+    (g11, g12), (g21, g22) = G
+    g12 = 0.5 * g12 + 0.5 * g21
     a, b = g11 - g12, g22 - g12
     length = a + b  # |g1 - g2|^2
     if length <= tol * (g11 + g22):
@@ -23,49 +30,102 @@ def two_rows(G: Rows, tol: float) -> tuple[float, float]:
     return b / length, a / length
 
 
+def two_rows_batch(G: Any, tol: float, where: Callable[..., Any]) -> tuple[Any, Any]:
+    """`two_rows` on numpy or torch arrays `(2, 2, B)`, branch-free; `where` is the array library's."""
+    g11, g12, g22 = G[0, 0], 0.5 * G[0, 1] + 0.5 * G[1, 0], G[1, 1]
+    a, b = g11 - g12, g22 - g12
+    length = a + b
+    same = length <= tol * (g11 + g22)
+    safe = where(same, 1.0, length)
+    w1 = where(same, 0.5, where(a <= 0.0, 1.0, where(b <= 0.0, 0.0, b / safe)))
+    w2 = where(same, 0.5, where(a <= 0.0, 0.0, where(b <= 0.0, 1.0, a / safe)))
+    return w1, w2
+
+
 def three_rows(G: Rows, tol: float) -> list[float] | None:
     """Min-norm weights of three rows, or None where the minimiser is not clearly unique."""
-    g01, g02, g12 = (0.5 * G[i][j] + 0.5 * G[j][i] for i, j in ((0, 1), (0, 2), (1, 2)))
-    g = ((G[0][0], g01, g02), (g01, G[1][1], g12), (g02, g12, G[2][2]))
-    weights = [0.0, 0.0, 0.0]
-    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        g_ii, g_ij, g_ik = g[i][i], g[i][j], g[i][k]
-        slack = min(g_ij, g_ik) - g_ii
-        if slack > 8.0 * tol * g_ii:
-            weights[i] = 1.0
-            return weights
-        if slack >= -8.0 * tol * g_ii:
-            return None
-    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        a, b = g[i][i] - g[i][j], g[j][j] - g[i][j]
+    (g00, g01, g02), (g10, g11, g12), (g20, g21, g22) = G
+    g01, g02, g12 = 0.5 * g01 + 0.5 * g10, 0.5 * g02 + 0.5 * g20, 0.5 * g12 + 0.5 * g21
+    g = ((g00, g01, g02), (g01, g11, g12), (g02, g12, g22))
+    noise = 8.0 * tol
+    for i, j, k in _TURNS:  # a vertex
+        g_ii, slack = g[i][i], min(g[i][j], g[i][k]) - g[i][i]
+        if slack >= -noise * g_ii:
+            return _place(i, 1.0, j, 0.0) if slack > noise * g_ii else None
+    for i, j, k in _TURNS:  # an edge
+        g_ii, g_ij, g_jj, g_ik, g_jk = g[i][i], g[i][j], g[j][j], g[i][k], g[j][k]
+        a, b = g_ii - g_ij, g_jj - g_ij
         length = a + b
-        if length <= 8.0 * tol * (g[i][i] + g[j][j]):
+        if length <= noise * (g_ii + g_jj):
             return None
         if a > 0.0 and b > 0.0:
             w_i, w_j = b / length, a / length
-            slack = w_i * (g[i][k] - g[i][i]) + w_j * (g[j][k] - g[i][j])
-            noise = 8.0 * tol * (w_i * (abs(g[i][k]) + g[i][i]) + w_j * (abs(g[j][k]) + abs(g[i][j])))
-            if slack > noise:
-                weights[i], weights[j] = w_i, w_j
-                return weights
-            if slack >= -noise:
-                return None
-    return _interior(g, tol)
+            slack = w_i * (g_ik - g_ii) + w_j * (g_jk - g_ij)
+            reach = noise * (w_i * (abs(g_ik) + g_ii) + w_j * (abs(g_jk) + abs(g_ij)))
+            if slack >= -reach:
+                return _place(i, w_i, j, w_j) if slack > reach else None
+    return _interior(g, noise)
 
 
-def _interior(g: Rows, tol: float) -> list[float] | None:
+def three_rows_batch(G: Array, tol: float) -> tuple[Array, Mask]:
+    """`three_rows` on `(3, 3, B)`: weights `(3, B)`, and where they are settled `(B,)`."""
+    g = 0.5 * G + 0.5 * G.transpose(1, 0, 2)
+    noise = 8.0 * tol
+    w = np.zeros(g.shape[1:])
+    ended, settled = np.zeros((2, g.shape[2]), dtype=np.bool_)
+    for i, j, k in _TURNS:
+        slack, reach = np.minimum(g[i, j], g[i, k]) - g[i, i], noise * g[i, i]
+        hit = ~ended & (slack > reach)
+        w[i] = np.where(hit, 1.0, w[i])
+        settled, ended = settled | hit, ended | (slack >= -reach)
+    for i, j, k in _TURNS:
+        a, b = g[i, i] - g[i, j], g[j, j] - g[i, j]
+        length = a + b
+        ended = ended | (length <= noise * (g[i, i] + g[j, j]))
+        w_i, w_j = b / length, a / length
+        slack = w_i * (g[i, k] - g[i, i]) + w_j * (g[j, k] - g[i, j])
+        reach = noise * (w_i * (abs(g[i, k]) + g[i, i]) + w_j * (abs(g[j, k]) + abs(g[i, j])))
+        inside = ~ended & (a > 0.0) & (b > 0.0)
+        hit = inside & (slack > reach)
+        w[i], w[j] = np.where(hit, w_i, w[i]), np.where(hit, w_j, w[j])
+        settled, ended = settled | hit, ended | (inside & (slack >= -reach))
+    diagonal = g[(0, 1, 2), (0, 1, 2)]
+    r = np.where(diagonal[1] < diagonal[0], 1, 0)
+    r = np.where(diagonal[2] < np.minimum(diagonal[0], diagonal[1]), 2, r)
+    s, t, b = (r + 1) % 3, (r + 2) % 3, np.arange(len(r))
+    w_r, w_s, w_t, det, scale = _plane(g[r, r, b], g[s, s, b], g[t, t, b], g[r, s, b], g[r, t, b], g[s, t, b])
+    hit = ~ended & (det > noise * scale) & (np.minimum(np.minimum(w_r, w_s), w_t) > 0.0)
+    for row, value in ((r, w_r), (s, w_s), (t, w_t)):
+        w[row, b] = np.where(hit, value, w[row, b])
+    return w, settled | hit
+
+
+def _place(i: int, w_i: float, j: int, w_j: float) -> list[float]:
+    weights = [0.0, 0.0, 0.0]
+    weights[i], weights[j] = w_i, w_j
+    return weights
+
+
+def _interior(g: Rows, noise: float) -> list[float] | None:
     """The point of the triangle's plane nearest 0, if it is inside; edges from the shortest row."""
     r = min((0, 1, 2), key=lambda i: g[i][i])
     i, j = (r + 1) % 3, (r + 2) % 3
-    b_i, b_j = g[r][r] - g[r][i], g[r][r] - g[r][j]
-    e_ii, e_jj = (g[i][i] - g[r][i]) + b_i, (g[j][j] - g[r][j]) + b_j
-    e_ij = (g[i][j] - g[r][j]) + b_i
-    det = e_ii * e_jj - e_ij * e_ij
-    # the e are known to within a rounding of the g they come from: below that det is noise
-    if not det > 8.0 * tol * (g[i][i] * e_jj + g[j][j] * e_ii):
+    try:
+        w_r, w_i, w_j, det, scale = _plane(g[r][r], g[i][i], g[j][j], g[r][i], g[r][j], g[i][j])
+    except ZeroDivisionError:
+        return None
+    if not (det > noise * scale and min(w_r, w_i, w_j) > 0.0):
         return None
     weights = [0.0, 0.0, 0.0]
-    weights[i] = (b_i * e_jj - b_j * e_ij) / det
-    weights[j] = (b_j * e_ii - b_i * e_ij) / det
-    weights[r] = 1.0 - weights[i] - weights[j]
-    return weights if min(weights) > 0.0 else None
+    weights[r], weights[i], weights[j] = w_r, w_i, w_j
+    return weights
+
+
+def _plane(g_rr: Any, g_ii: Any, g_jj: Any, g_ri: Any, g_rj: Any, g_ij: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """Weights of the plane's nearest point (floats or arrays), its determinant, and the scale of det's noise."""
+    b_i, b_j = g_rr - g_ri, g_rr - g_rj
+    e_ii, e_jj, e_ij = (g_ii - g_ri) + b_i, (g_jj - g_rj) + b_j, (g_ij - g_rj) + b_i
+    det = e_ii * e_jj - e_ij * e_ij
+    w_i, w_j = (b_i * e_jj - b_j * e_ij) / det, (b_j * e_ii - b_i * e_ij) / det
+    # the e are known to within a rounding of the g they come from: below that det is noise
+    return 1.0 - w_i - w_j, w_i, w_j, det, g_ii * e_jj + g_jj * e_ii

@@ -3,60 +3,49 @@
 import torch
 from torch import Tensor
 
+from balanced_grad.solvers._closed import two_rows_batch
 from balanced_grad.solvers._faces import solve_faces
 from balanced_grad.solvers._result import Status
 
 
 def solve_on_device(G: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """Weights `(B, M)` and status `(B,)` of fp64 `(B, M, M)` Gramians, M <= 8."""
-    G, finite = masked(G, active)
+    G, finite = _masked(G, active)
     if G.shape[-1] == 1:
         weights, passed = active.to(G.dtype), torch.ones_like(finite)
     elif G.shape[-1] == 2:
-        weights, passed = _two_rows(G, active, tol), torch.ones_like(finite)
+        both = torch.stack(two_rows_batch(G.permute(1, 2, 0), tol, torch.where), -1)
+        weights = torch.where(active.all(-1, keepdim=True), both, active.to(G.dtype))
+        passed = torch.ones_like(finite)
     else:
         weights, passed = solve_faces(G, active, tol)
-    return flagged(weights, active, finite, passed)
+    return _flagged(weights, active, finite, passed)
 
 
-def masked(G: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def _masked(G: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """`G` with inactive rows and columns 0, and all 0 where its active part is not finite; which are finite."""
     G = torch.where(active[:, :, None] & active[:, None, :], G, 0.0)
     finite = torch.isfinite(G).flatten(1).all(-1)
     return torch.where(finite[:, None, None], G, 0.0), finite
 
 
-def flagged(weights: Tensor, active: Tensor, finite: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights with NaN and 0 where a problem has no answer, and the status of each."""
+def _flagged(weights: Tensor, active: Tensor, finite: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights with NaN where a problem is not finite and 0 off its rows, and the status of each."""
     some = active.any(-1)
     status = torch.where(passed, int(Status.SOLVED), int(Status.NOT_CONVERGED))
     status = torch.where(finite, status, int(Status.NON_FINITE))
     status = torch.where(some, status, int(Status.NO_ACTIVE_ROW))
-    weights = torch.where(active, weights, 0.0)
-    return torch.where(finite[:, None], weights, torch.nan), status
+    return torch.where(active, torch.where(finite[:, None], weights, torch.nan), 0.0), status
 
 
 def duality_gap(G: Tensor, w: Tensor, active: Tensor) -> Tensor:
-    """`max_i (w'Gw - (Gw)_i) / max_i G_ii` over the active rows, `(B,)`; NaN where `w` is."""
+    """`max_i (w'Gw - (Gw)_i) / max_i G_ii` over the active rows, `(B,)`; NaN where `w` is, 0 with no row."""
     G = torch.where(active[:, :, None] & active[:, None, :], G, 0.0)
     scale = G.diagonal(dim1=-2, dim2=-1).amax(-1)
     G = G / torch.where(scale > 0.0, scale, 1.0)[:, None, None]
     product = _product(G, w)
     value = _product(w[:, None], product)[:, 0]
     return (value - torch.where(active, product, torch.inf).amin(-1)).clamp_min(0.0)
-
-
-def _two_rows(G: Tensor, active: Tensor, tol: float) -> Tensor:
-    """`_closed.two_rows`, operation for operation."""
-    g11, g12, g22 = G[:, 0, 0], 0.5 * G[:, 0, 1] + 0.5 * G[:, 1, 0], G[:, 1, 1]
-    a, b = g11 - g12, g22 - g12
-    length = a + b
-    same = length <= tol * (g11 + g22)
-    safe = torch.where(same, 1.0, length)
-    w1 = torch.where(a <= 0.0, 1.0, torch.where(b <= 0.0, 0.0, b / safe))
-    w2 = torch.where(a <= 0.0, 0.0, torch.where(b <= 0.0, 1.0, a / safe))
-    weights = torch.where(same[:, None], 0.5, torch.stack((w1, w2), -1))
-    return torch.where(active.all(-1, keepdim=True), weights, active.to(G.dtype))
 
 
 def _product(A: Tensor, x: Tensor) -> Tensor:

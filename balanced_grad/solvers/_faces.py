@@ -19,7 +19,8 @@ def solve_faces(G: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """Min-norm weights `(B, M)` of finite `(B, M, M)` Gramians over `active` rows, and whether they passed."""
     M = G.shape[-1]
     size = max(1, _CHUNK // (2**M * M * (M + 1)))
-    parts = [_solve_chunk(g, m, tol) for g, m in zip(G.split(size), active.split(size), strict=True)]
+    chunks = range(0, max(len(G), 1), size)
+    parts = [_solve_chunk(G[k : k + size], active[k : k + size], tol) for k in chunks]
     return torch.cat([w for w, _ in parts]), torch.cat([passed for _, passed in parts])
 
 
@@ -28,7 +29,7 @@ def _solve_chunk(G: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tensor]
     diagonal = G.diagonal(dim1=-2, dim2=-1)
     zero = active & (diagonal <= 0.0)
     used = active & ~zero
-    scale = torch.where(used, torch.ldexp(torch.ones_like(diagonal), -(torch.frexp(diagonal)[1] // 2)), 0.0)
+    scale = torch.where(used, torch.pow(2.0, -(torch.frexp(diagonal)[1] // 2).double()), 0.0)
     a = scale / scale.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     K = (0.5 * G + 0.5 * G.mT) * scale[:, :, None] * scale[:, None, :] + a[:, :, None] * a[:, None, :]
     bits = torch.arange(1, 2**M, device=G.device)[:, None] >> torch.arange(M, device=G.device)
@@ -80,7 +81,7 @@ def _eliminate(table: Tensor, tol: float) -> tuple[Tensor, Tensor]:
 def _violation(K: Tensor, a: Tensor, used: Tensor, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """How far each point is from optimal, relative to rounding's reach (inf: negative), and if any passes."""
     positive = (w >= -tol).all(-1) & (_total(w) > 0.5)
-    w.clamp_min_(0.0)
+    w.clamp_min_(0.0).div_(_total(w).clamp_min(torch.finfo(w.dtype).tiny)[..., None])
     u = torch.where(used, w / torch.where(used, a, 1.0), 0.0)
     product, reach = _dot(K, u[..., None, :]), _dot(K.abs(), u[..., None, :])
     # u'Ku = f + 1 as a'u = 1; at the optimum (Ku)_i >= a_i (f + 1)

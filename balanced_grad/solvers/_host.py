@@ -1,72 +1,141 @@
-"""One problem on the host: plain floats for up to three rows, the active set for more."""
+"""Problems on the host: one in plain floats, or many at once in numpy; what these leave goes to the active set."""
 
-import math
 from collections.abc import Sequence
+from math import isfinite, isnan, nan
+from operator import mul
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_grad.solvers import _active_set, _closed
+from balanced_grad.solvers import _active_set, _closed, _floats, _pivoting
+from balanced_grad.solvers._active_set import Array, Mask
 from balanced_grad.solvers._result import MinNormResult, Status
 
-Answer = tuple[Sequence[float], float, int, int]  # weights, gap, iterations, status
+Rows = Sequence[Sequence[float]]
+Answer = tuple[Sequence[float] | Array, float, int, int]  # weights, gap, iterations, status
+Answers = tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]
+_MOST_FLOATS = 8  # rows: beyond this numpy beats plain floats
 
 
-def solve_tensor(gramian: Tensor, dtype: torch.dtype, tol: float) -> MinNormResult:
-    """One `(M, M)` CPU Gramian, every row active, with as few tensor calls as the result allows."""
-    weights, gap, iterations, status = solve_rows(gramian.tolist(), tol)
+def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol: float) -> MinNormResult:
+    """One `(M, M)` CPU Gramian with as few tensor calls as the result allows."""
+    if active is not None:
+        weights, gap, iterations, status = solve_active(gramian.tolist(), active.tolist(), tol)
+    elif gramian.shape[0] <= _MOST_FLOATS:
+        weights, gap, iterations, status = solve_rows(gramian.tolist(), tol)
+    else:
+        weights, gap, iterations, status = solve_array(gramian.detach().to(torch.float64).numpy(), tol)
     return MinNormResult(
-        torch.from_numpy(np.array(weights, dtype=np.float64 if dtype is torch.float64 else np.float32)),
+        torch.from_numpy(np.array(weights, np.float64 if dtype is torch.float64 else np.float32)),
         torch.scalar_tensor(gap, dtype=torch.float64),
         torch.scalar_tensor(iterations, dtype=torch.int64),
         torch.scalar_tensor(status, dtype=torch.int64),
     )
 
 
-def solve_rows(G: Sequence[Sequence[float]], tol: float) -> Answer:
+def solve_rows(G: Rows, tol: float) -> Answer:
     """Weights, gap, iterations and status of one problem given as nested floats."""
-    if not math.isfinite(sum(map(sum, G))):
-        array = np.array(G)
-        if not np.isfinite(array).all():
-            return [math.nan] * len(G), math.nan, 0, Status.NON_FINITE
-        return solve_rows((array / np.abs(array).max()).tolist(), tol)  # only the sum overflowed
     M = len(G)
     weights: Sequence[float] | None = None
-    if M == 2:
+    iterations = 0
+    if not isfinite(sum(map(sum, G))):
+        pass  # told apart from a mere overflow below
+    elif M == 2:
         weights = _closed.two_rows(G, tol)
     elif M == 3:
         weights = _closed.three_rows(G, tol)
     elif M == 1:
         weights = (1.0,)
-    if weights is not None:
-        return weights, _gap(G, weights), 0, 0
-    array = np.array(G)
-    solved, iterations, converged = _active_set.solve(array, tol)
-    status = Status.SOLVED if converged else Status.NOT_CONVERGED
-    return solved.tolist(), _active_set.duality_gap(array, solved), iterations, status
+    elif M <= _MOST_FLOATS:
+        weights, iterations = _floats.solve_floats(G, tol) or (None, 0)
+    if weights is None:
+        return solve_array(np.array(G), tol)
+    product = [sum(map(mul, row, weights)) for row in G]
+    scale = max([row[i] for i, row in enumerate(G)])
+    gap = (sum(map(mul, product, weights)) - min(product)) / scale if scale > 0.0 else 0.0
+    return weights, max(gap, 0.0), iterations, 0
 
 
-def solve_masked(G: Sequence[Sequence[float]], active: Sequence[bool], tol: float) -> Answer:
+def solve_array(G: Array, tol: float) -> Answer:
+    """`solve_rows` by the active set."""
+    w, iterations, converged = _active_set.solve(G, tol)
+    if isnan(w[0]):
+        return w, nan, 0, int(Status.NON_FINITE)
+    product = G @ w
+    gap = (float(product @ w) - min(product.tolist())) / (max(G.diagonal().tolist()) or 1.0)
+    return w, max(gap, 0.0), iterations, 0 if converged else int(Status.NOT_CONVERGED)
+
+
+def solve_active(G: Rows, active: Sequence[bool], tol: float) -> Answer:
     """`solve_rows` on the active rows; the others get weight 0 and may hold anything."""
-    index = [i for i, on in enumerate(active) if on]
-    if len(index) == len(G):
+    if all(active):
         return solve_rows(G, tol)
+    index = [i for i, on in enumerate(active) if on]
     weights = [0.0] * len(G)
     if not index:
-        return weights, 0.0, 0, Status.NO_ACTIVE_ROW
+        return weights, 0.0, 0, int(Status.NO_ACTIVE_ROW)
     inner, gap, iterations, status = solve_rows([[G[i][j] for j in index] for i in index], tol)
-    if status == Status.NON_FINITE:
-        return [math.nan] * len(G), gap, iterations, status
     for i, w in zip(index, inner, strict=True):
         weights[i] = w
     return weights, gap, iterations, status
 
 
-def _gap(G: Sequence[Sequence[float]], w: Sequence[float]) -> float:
-    scale = max([row[i] for i, row in enumerate(G)])
-    if scale <= 0.0:
-        return 0.0
-    product = [sum([g * x for g, x in zip(row, w, strict=True)]) for row in G]
-    value = sum([p * x for p, x in zip(product, w, strict=True)])
-    return max((value - min(product)) / scale, 0.0)
+def solve_loop(G: Array, active: Mask, tol: float) -> Answers:
+    """`(B, M, M)` problems one after another, by the active set."""
+    weights, gaps = np.zeros(active.shape), np.zeros(len(G))
+    iterations, status = np.zeros((2, len(G)), np.int64)
+    for k, mask in enumerate(active):
+        on = np.flatnonzero(mask)
+        if len(on):
+            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol)
+        else:
+            status[k] = Status.NO_ACTIVE_ROW
+    return weights, gaps, iterations, status
+
+
+def solve_batch(G: Array, active: Mask | None, tol: float) -> Answers:
+    """`(B, M, M)` problems all at once, the batch as the last axis; unsettled ones by `solve_loop`."""
+    B, M = G.shape[:2]
+    T = np.ascontiguousarray(G.transpose(1, 2, 0))
+    mask = np.ones((M, B), np.bool_) if active is None else np.ascontiguousarray(active.T)
+    if active is not None:
+        T = np.where(mask & mask[:, None], T, 0.0)
+    with np.errstate(all="ignore"):  # non-finite and singular problems are told apart by their flags
+        finite = np.isfinite(T.sum((0, 1)))
+        weights, iterations, settled = _settle(T, mask, active is None, tol)
+        gaps = _gap(T, mask, weights)
+    status = np.zeros(B, np.int64)
+    rest = np.flatnonzero(~(settled & finite))
+    weights = np.ascontiguousarray(weights.T)
+    if len(rest):
+        on = mask.T[rest]
+        weights[rest], gaps[rest], more, status[rest] = solve_loop(G[rest], on, tol)
+        iterations[rest] += more
+    return weights, gaps, iterations, status
+
+
+def _settle(T: Array, mask: Mask, closed: bool, tol: float) -> tuple[Array, NDArray[np.int64], Mask]:
+    M, B = mask.shape
+    if closed and M == 2:
+        w1, w2 = _closed.two_rows_batch(T, tol, np.where)
+        return np.stack((w1, w2)), np.zeros(B, np.int64), np.ones(B, np.bool_)
+    if closed and M == 3:
+        weights, settled = _closed.three_rows_batch(T, tol)
+        return weights, np.zeros(B, np.int64), settled
+    return _pivoting.solve_batch(T, mask, tol)
+
+
+def _gap(T: Array, mask: Mask, w: Array) -> Array:
+    M = len(w)
+    product = T[:, 0] * w[0]
+    for k in range(1, M):
+        product += T[:, k] * w[k]
+    value = product[0] * w[0]
+    for k in range(1, M):
+        value += product[k] * w[k]
+    scale = T[np.arange(M), np.arange(M)].max(0)
+    gap = (value - np.where(mask, product, np.inf).min(0)) / np.where(scale > 0.0, scale, 1.0)
+    clamped: Array = np.maximum(gap, 0.0)
+    return clamped

@@ -1,82 +1,107 @@
-"""Many problems at once on the host: block principal pivoting, vectorised over the batch (numpy, fp64).
+"""Block principal pivoting, vectorised over a batch of problems (numpy, fp64).
 
-The non-negative QP of `_active_set` by guessing the support, solving on it, and swapping every row of the wrong
-sign (Kostreva 1978; Júdice & Pires 1994). The batch is the last axis, so all the arithmetic is elementwise and a
-problem's bits do not depend on its neighbours. A problem that is still unsettled after a few guesses, or whose
-minimiser may not be unique, is left to `_active_set`.
+The min-norm weights are `y / sum(y)`, where `y` solves `min y'Ky / 2 - c 1'y, y >= 0` with `K = G + c 11'`, for any
+c > 0. Guess the support, solve on it, swap every row of the wrong sign, repeat (Kostreva 1978; Júdice & Pires 1994).
+Elimination commutes with any scaling of the rows and every threshold is relative to the rows' own norms, so norms
+need no equilibration. The batch is the last axis: all arithmetic is elementwise, so a problem's bits do not depend
+on its neighbours. A problem that is unsettled after a few guesses, or whose minimiser may not be unique or is
+ill-conditioned, is left to `_active_set`.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from balanced_grad.solvers._active_set import Array, Mask
 
-_GUESSES = 8
+Counts = NDArray[np.int64]
+GUESSES = 8
+_CACHED = 1 << 15  # matrix entries worked on at once
 
 
-def solve_clear(G: Array, active: Mask, tol: float) -> tuple[Array, Array, Mask]:
-    """Min-norm weights `(B, M)` of `(B, M, M)` Gramians, systems solved `(B,)`, and which are settled `(B,)`."""
-    B, M = active.shape
-    diagonal = np.ascontiguousarray(G.diagonal(axis1=1, axis2=2).T)
-    mask = np.ascontiguousarray(active.T)
-    scale = np.where(mask, np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2)), 0.0)
-    a = scale / np.maximum(scale.max(0), np.finfo(np.float64).tiny)
-    K = np.ascontiguousarray(G.transpose(1, 2, 0))
-    K = 0.5 * K + 0.5 * K.transpose(1, 0, 2)
-    K *= scale
-    K *= scale[:, None]
-    K += a * a[:, None]
+def least_pivot(tol: float) -> float:
+    """Pivots below this share of their diagonal entry leave a problem unsettled."""
+    return max(1e-6, 1e4 * tol)
+
+
+def solve_batch(G: Array, active: Mask, tol: float) -> tuple[Array, Counts, Mask]:
+    """Weights `(M, B)` of `(M, M, B)` Gramians, guesses made `(B,)`, and which problems are settled `(B,)`."""
+    M, B = active.shape
     index = np.arange(M)
-    K[index, index] += ~mask
-    weights, iterations, settled = np.zeros((M, B)), np.zeros(B), np.zeros(B, dtype=np.bool_)
-    todo = np.flatnonzero(((diagonal > 0.0) | ~mask).all(0))
-    K, a, support = (K, a, mask) if len(todo) == B else (K[:, :, todo], a[:, todo], mask[:, todo])
-    for _ in range(_GUESSES):
+    c = np.where(active, G[index, index], np.inf).min(0)
+    weights, guesses, settled = np.zeros((M, B)), np.zeros(B, np.int64), np.zeros(B, np.bool_)
+    todo = np.flatnonzero((c > 0.0) & np.isfinite(c))
+    if len(todo) < B:
+        G, c, active = G[:, :, todo], c[todo], active[:, todo]
+    support = active
+    for _ in range(GUESSES):
         if not len(todo):
             break
-        y, least_pivot = _solve_on(K, a, support)
-        wrong, tie = _signs(K, a, y, support, tol)
-        iterations[todo] += 1
-        done = ~wrong.any(0)
-        weights[:, todo[done]] = (a * y)[:, done]
-        settled[todo[done]] = ((least_pivot > max(1e-6, 1e4 * tol)) & ~tie.any(0))[done]
-        more = ~done & (least_pivot > tol)
-        todo, K, a, support = todo[more], K[:, :, more], a[:, more], (support ^ wrong)[:, more]
-    return (weights / np.where(settled, _total(weights), 1.0)).T, iterations, settled
+        y, sound, wrong, tie = _guess(G, c, support, active, tol)
+        guesses[todo] += 1
+        done = sound & ~wrong.any(0)
+        weights[:, todo[done]] = (y / _total(y))[:, done]
+        settled[todo[done]] = ~tie[done]
+        more = sound & ~done
+        todo, G, c, active = todo[more], G[:, :, more], c[more], active[:, more]
+        support = (support ^ wrong)[:, more]
+    return weights, guesses, settled
 
 
-def _solve_on(K: Array, a: Array, support: Mask) -> tuple[Array, Array]:
-    """`(M, B)` free minimisers on `support`, 0 elsewhere, and the least pivot `(B,)` of each elimination."""
-    M = len(a)
-    T = K * (support & support[:, None])
+def _guess(G: Array, c: Array, support: Mask, active: Mask, tol: float) -> tuple[Array, Mask, Mask, Mask]:
+    """The minimiser on each support, whether it can be trusted, its rows of the wrong sign, and whether it is tied."""
+    M, B = support.shape
+    size = max(8, _CACHED // (M * M))
+    parts = []
+    for k in range(0, B, size):
+        part = slice(k, k + size)
+        K = G[:, :, part] + c[part]
+        y, sound = _solve_on(K, c[part], support[:, part], least_pivot(tol))
+        parts.append((y, sound, *_signs(K, c[part], y, support[:, part], active[:, part], tol)))
+    y, sound, wrong, tie = (np.concatenate(column, axis=-1) for column in zip(*parts, strict=True))
+    return y, sound, wrong, tie
+
+
+def _solve_on(K: Array, c: Array, support: Mask, least: float) -> tuple[Array, Mask]:
+    """`(M, B)` free minimisers on `support`, 0 elsewhere, and which had no small pivot `(B,)`."""
+    M = len(support)
     index = np.arange(M)
-    T[index, index] += ~support
-    y = a * support
-    with np.errstate(all="ignore"):  # a singular guess is dropped by its pivot
-        for k in range(M - 1):
-            row = T[k, k + 1 :] / T[k, k]
-            T[k + 1 :, k + 1 :] -= T[k + 1 :, k, None] * row
-            y[k + 1 :] -= row * y[k]
-        y /= T[index, index]
-        for k in range(M - 1, 0, -1):
-            y[:k] -= T[:k, k] / T[index[:k], index[:k]] * y[k]
-    return y, T[index, index].min(0)
+    if support.all():
+        T = K.copy()
+    else:
+        T = np.where(support & support[:, None], K, 0.0)
+        T[index, index] += ~support
+    y = c * support
+    for k in range(M - 1):
+        row = T[k, k + 1 :] / T[k, k]
+        T[k + 1 :, k + 1 :] -= T[k, k + 1 :, None] * row
+        y[k + 1 :] -= row * y[k]
+        T[k, k + 1 :] = row
+    pivots = T[index, index]
+    y /= pivots
+    for k in range(M - 1, 0, -1):
+        y[:k] -= T[:k, k] * y[k]
+    sound = np.logical_and.reduce(~support | (pivots > least * K[index, index]))
+    return y, sound & np.logical_or.reduce(support)
 
 
-def _signs(K: Array, a: Array, y: Array, support: Mask, tol: float) -> tuple[Mask, Mask]:
-    """Rows on the wrong side of the optimality conditions, and rows off the support too close to call."""
-    with np.errstate(all="ignore"):
-        slack, reach = -a, a.copy()
-        for k in range(len(a)):
-            term = K[:, k] * y[k]
-            slack += term
-            reach += np.abs(term)
-        near = tol * reach
-        wrong = np.where(support, y <= 0.0, slack < -near)
-        return wrong, ~support & (np.abs(slack) <= 4.0 * near) & (a > 0.0)
+def _signs(K: Array, c: Array, y: Array, support: Mask, active: Mask, tol: float) -> tuple[Mask, Mask]:
+    """Rows on the wrong side of the optimality conditions, and whether rows off the support are too close to call."""
+    wrong = support & (y <= 0.0)
+    if (support | ~active).all():
+        return wrong, np.zeros_like(wrong[0])
+    index = np.arange(len(y))
+    roots = np.sqrt(np.maximum(K[index, index], 0.0))
+    slack = -c + K[:, 0] * y[0]
+    for k in range(1, len(y)):
+        slack += K[:, k] * y[k]
+    near = tol * (roots * _total(roots * np.abs(y)) + c)
+    off = active & ~support
+    return wrong | (off & (slack < -near)), (off & (np.abs(slack) <= 4.0 * near)).any(0)
 
 
-def _total(w: Array) -> Array:
-    total = w[0].copy()
-    for row in w[1:]:
+def _total(rows: Array) -> Array:
+    """Sum over the first axis in index order."""
+    total: Array = rows[0].copy()
+    for row in rows[1:]:
         total += row
     return total

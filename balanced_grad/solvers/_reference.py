@@ -1,12 +1,16 @@
 """Reference solvers, and the path for bounds, a linear term and extra constraints (imports are lazy)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from balanced_grad.solvers._active_set import Array
+from balanced_grad.solvers._active_set import Array, Mask
+from balanced_grad.solvers._host import Answers
+from balanced_grad.solvers._result import Status
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,14 @@ class Problem:
     def plain(self) -> bool:
         """Whether this is the simplex problem and nothing more."""
         return not (self.linear.any() or self.lower.any() or (self.upper < 1.0).any() or len(self.b))
+
+    def check(self) -> None:
+        """Bounds must leave room for weights that sum to 1."""
+        for name, total, side in (("lower", self.lower.sum(), "most"), ("upper", self.upper.sum(), "least")):
+            if (total > 1.0 + 1e-12) if name == "lower" else (total < 1.0 - 1e-12):
+                raise ValueError(
+                    f"{name} sums to {total:g} over the active rows: weights sum to 1, so it must be at {side} 1"
+                )
 
     def factor(self) -> Array:
         """`L` with `L'L = G` but for the negative eigenvalues, which are rounding."""
@@ -52,6 +64,36 @@ class Problem:
         room = self.upper - w if missing > 0.0 else w - self.lower
         total = room.sum()
         return w + missing * room / total if total > 0.0 else w
+
+
+def solve_loop(G: Array, active: Mask, method: str, terms: Sequence[Tensor] | None) -> Answers:
+    """`(B, M, M)` problems one after another through scipy or cvxpy; `terms` as `check_terms` gives them."""
+    B, M = active.shape
+    solve = solve_scipy if method == "scipy" else solve_cvxpy
+    if terms is None:
+        rows = [np.full((B, M), x) for x in (0.0, 0.0, 1.0)]
+        A, b = np.zeros((0, M)), np.zeros(0)
+    else:
+        rows = [x.reshape(B, M).numpy() for x in terms[:3]]
+        A, b = terms[3].numpy(), terms[4].numpy()
+    weights, gaps, (iterations, status) = np.zeros((B, M)), np.zeros(B), np.zeros((2, B), np.int64)
+    for k, (g, mask) in enumerate(zip(G, active, strict=True)):
+        on = np.flatnonzero(mask)
+        g = g[on][:, on]
+        if not len(on):
+            status[k] = Status.NO_ACTIVE_ROW
+        elif not np.isfinite(g).all():
+            weights[k, on], gaps[k], status[k] = np.nan, np.nan, Status.NON_FINITE
+        else:
+            scale = g.diagonal().max()
+            scale = scale if scale > 0.0 else 1.0
+            linear, lower, upper = (x[k, on] for x in rows)
+            problem = Problem(g / scale, linear / scale, lower, upper, A[:, on], b)
+            problem.check()
+            weights[k, on], iterations[k], converged = solve(problem)
+            gaps[k] = problem.gap(weights[k, on])
+            status[k] = Status.SOLVED if converged else Status.NOT_CONVERGED
+    return weights, gaps, iterations, status
 
 
 def solve_scipy(problem: Problem) -> tuple[Array, int, bool]:
@@ -103,8 +145,9 @@ def solve_cvxpy(problem: Problem) -> tuple[Array, int, bool]:
 
 @lru_cache(maxsize=32)
 def _program(n: int, n_inequalities: int) -> tuple[Any, Any, list[Any]]:
-    import cvxpy as cp
+    import cvxpy
 
+    cp: Any = cvxpy  # its types do not declare the atoms
     w = cp.Variable(n)
     L, linear, lower, upper = (cp.Parameter(shape) for shape in ((n, n), n, n, n))
     parameters = [L, linear, lower, upper]

@@ -28,6 +28,7 @@ class MinNormResult(NamedTuple):
     """The min-norm weights of one problem, or of a batch of them, and how good they are.
 
     >>> import torch
+    >>> from balanced_grad.solvers import min_norm
     >>> result = min_norm(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
     >>> result.weights, result.solved
     (tensor([0.7500, 0.2500]), tensor(True))

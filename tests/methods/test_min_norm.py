@@ -139,9 +139,21 @@ def test_trains(level):
     assert (values[-1] < values[0]).all()
 
 
+@pytest.mark.parametrize("solver", ["closed", "faces", "active_set", "cvxpy", "scipy"])
+def test_every_solver_gives_the_same_step(solver):
+    rows = random_rows(3, 6, 0)
+    want, _ = step(rows, bg.MinNorm())
+    got, _ = step(rows, bg.MinNorm(solver=solver))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"normalize": "l1"}, "normalize='l1': choose one of"), ({"rescale": "max"}, "rescale='max': choose one of")],
+    [
+        ({"normalize": "l1"}, "normalize='l1': choose one of"),
+        ({"rescale": "max"}, "rescale='max': choose one of"),
+        ({"solver": "newton"}, "newton"),
+    ],
 )
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
