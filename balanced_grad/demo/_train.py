@@ -100,7 +100,7 @@ def train(data: Dataset, method: Method, seed: int, epochs: int, tick: Callable[
             trainer.step(data.train[rows.to(data.train.labels.device)])
             last = trainer.balancer.last if trainer.balancer else None
             if last is not None and last.weights is not None:
-                weights.append(last.weights)
+                weights.append(last.weights.reshape(-1, len(last.names)).mean(0))  # over problems, if several
         if last is not None and weights:
             _extend(run.weights, dict(zip(last.names, torch.stack(weights).mean(0).tolist(), strict=True)))
         _extend(run.val, accuracies(trainer.model, method, data.val))

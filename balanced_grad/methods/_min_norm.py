@@ -29,7 +29,9 @@ class MinNorm(Balancer):
     Args:
         normalize: divide each gradient by a positive number before the problem is solved: ``"l2"`` its norm,
             ``"loss"`` its loss, ``"loss+"`` their product (the choices of Sener & Koltun's code). The weights
-            of the original gradients are renormalised to sum 1. Default ``"none"``, as published.
+            of the original gradients are renormalised to sum 1. Default ``"loss"``, which came out best on
+            validation over four data sets; published is ``"none"``, under which the joint loss, once fitted,
+            has the shortest gradient and takes all the weight. Negative losses count by their magnitude.
         rescale: length of the resulting direction over the shared parameters: ``"none"`` as it comes (weights
             sum to 1), ``"sum"`` that of the plain sum of the gradients (as MMPareto), ``"mean"`` that of their
             mean, ``"cap"`` towards that of the sum but with weights that sum to at most K, as in the sum
@@ -50,7 +52,7 @@ class MinNorm(Balancer):
         >>> import torch
         >>> import balanced_grad as bg
         >>> w = torch.zeros(2, requires_grad=True)
-        >>> balancer = bg.MinNorm(rescale="none")
+        >>> balancer = bg.MinNorm(normalize="none", rescale="none")
         >>> loss = balancer({"joint": 2 * w[0] + w[1], "audio": -w[0] + w[1]})
         >>> loss.backward()
         >>> balancer.last.weights, w.grad
@@ -62,7 +64,7 @@ class MinNorm(Balancer):
     def __init__(
         self,
         *,
-        normalize: Normalize = "none",
+        normalize: Normalize = "loss",
         rescale: Rescale = "cap",
         solver: str = "auto",
         groups: Groups = "all",

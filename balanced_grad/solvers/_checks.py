@@ -70,6 +70,8 @@ def check_terms(
 
 def _expand(name: str, tensor: Tensor, gramian: Tensor) -> Tensor:
     wanted = gramian.shape[:-1]
+    if tensor.shape == wanted:
+        return tensor
     try:
         return tensor.expand(wanted)
     except RuntimeError:

@@ -48,6 +48,9 @@ def three_rows(G: Rows, tol: float) -> list[float] | None:
     g01, g02, g12 = 0.5 * g01 + 0.5 * g10, 0.5 * g02 + 0.5 * g20, 0.5 * g12 + 0.5 * g21
     g = ((g00, g01, g02), (g01, g11, g12), (g02, g12, g22))
     noise = 8.0 * tol
+    inside = _interior(g, noise)
+    if inside is not None:
+        return inside
     for i, j, k in _TURNS:  # a vertex
         g_ii, slack = g[i][i], min(g[i][j], g[i][k]) - g[i][i]
         if slack >= -noise * g_ii:
@@ -64,7 +67,7 @@ def three_rows(G: Rows, tol: float) -> list[float] | None:
             reach = noise * (w_i * (abs(g_ik) + g_ii) + w_j * (abs(g_jk) + abs(g_ij)))
             if slack >= -reach:
                 return _place(i, w_i, j, w_j) if slack > reach else None
-    return _interior(g, noise)
+    return None
 
 
 def three_rows_batch(G: Array, tol: float) -> tuple[Array, Mask]:
@@ -72,7 +75,14 @@ def three_rows_batch(G: Array, tol: float) -> tuple[Array, Mask]:
     g = 0.5 * G + 0.5 * G.transpose(1, 0, 2)
     noise = 8.0 * tol
     w = np.zeros(g.shape[1:])
-    ended, settled = np.zeros((2, g.shape[2]), dtype=np.bool_)
+    r = np.where(g[1, 1] < g[0, 0], 1, 0)
+    r = np.where(g[2, 2] < np.minimum(g[0, 0], g[1, 1]), 2, r)
+    s, t, b = (r + 1) % 3, (r + 2) % 3, np.arange(len(r))
+    w_r, w_s, w_t, det, scale = _plane(g[r, r, b], g[s, s, b], g[t, t, b], g[r, s, b], g[r, t, b], g[s, t, b])
+    settled = (det > noise * scale) & (np.minimum(np.minimum(w_r, w_s), w_t) > 0.0)
+    for row, value in ((r, w_r), (s, w_s), (t, w_t)):
+        w[row, b] = np.where(settled, value, 0.0)
+    ended = settled
     for i, j, k in _TURNS:
         slack, reach = np.minimum(g[i, j], g[i, k]) - g[i, i], noise * g[i, i]
         hit = ~ended & (slack > reach)
@@ -89,15 +99,7 @@ def three_rows_batch(G: Array, tol: float) -> tuple[Array, Mask]:
         hit = inside & (slack > reach)
         w[i], w[j] = np.where(hit, w_i, w[i]), np.where(hit, w_j, w[j])
         settled, ended = settled | hit, ended | (inside & (slack >= -reach))
-    diagonal = g[(0, 1, 2), (0, 1, 2)]
-    r = np.where(diagonal[1] < diagonal[0], 1, 0)
-    r = np.where(diagonal[2] < np.minimum(diagonal[0], diagonal[1]), 2, r)
-    s, t, b = (r + 1) % 3, (r + 2) % 3, np.arange(len(r))
-    w_r, w_s, w_t, det, scale = _plane(g[r, r, b], g[s, s, b], g[t, t, b], g[r, s, b], g[r, t, b], g[s, t, b])
-    hit = ~ended & (det > noise * scale) & (np.minimum(np.minimum(w_r, w_s), w_t) > 0.0)
-    for row, value in ((r, w_r), (s, w_s), (t, w_t)):
-        w[row, b] = np.where(hit, value, w[row, b])
-    return w, settled | hit
+    return w, settled
 
 
 def _place(i: int, w_i: float, j: int, w_j: float) -> list[float]:
@@ -108,7 +110,8 @@ def _place(i: int, w_i: float, j: int, w_j: float) -> list[float]:
 
 def _interior(g: Rows, noise: float) -> list[float] | None:
     """The point of the triangle's plane nearest 0, if it is inside; edges from the shortest row."""
-    r = min((0, 1, 2), key=lambda i: g[i][i])
+    r = 1 if g[1][1] < g[0][0] else 0
+    r = 2 if g[2][2] < g[r][r] else r
     i, j = (r + 1) % 3, (r + 2) % 3
     try:
         w_r, w_i, w_j, det, scale = _plane(g[r][r], g[i][i], g[j][j], g[r][i], g[r][j], g[i][j])

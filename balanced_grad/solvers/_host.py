@@ -27,12 +27,9 @@ def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol
         weights, gap, iterations, status = solve_rows(gramian.tolist(), tol)
     else:
         weights, gap, iterations, status = solve_array(gramian.detach().to(torch.float64).numpy(), tol)
-    return MinNormResult(
-        torch.from_numpy(np.array(weights, np.float64 if dtype is torch.float64 else np.float32)),
-        torch.scalar_tensor(gap, dtype=torch.float64),
-        torch.scalar_tensor(iterations, dtype=torch.int64),
-        torch.scalar_tensor(status, dtype=torch.int64),
-    )
+    kind = np.float64 if dtype is torch.float64 else np.float32
+    values = np.array(weights, kind), np.array(gap), np.array(iterations), np.array(int(status))
+    return MinNormResult(*map(torch.from_numpy, values))  # the cheapest way from numbers to tensors
 
 
 def solve_rows(G: Rows, tol: float) -> Answer:

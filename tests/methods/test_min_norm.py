@@ -54,7 +54,7 @@ def test_rescale_sets_the_length_and_only_the_length(normalize, seed):
 def test_length_lost_without_a_policy():
     """Norms 1 : 10 at 120 degrees: the figures that the docstring quotes."""
     rows = [[1.0, 0.0], [10 * math.cos(2 * math.pi / 3), 10 * math.sin(2 * math.pi / 3)]]
-    direction, _ = step(rows, bg.MinNorm(rescale="none"))
+    direction, _ = step(rows, bg.MinNorm(normalize="none", rescale="none"))
     matrix = torch.tensor(rows, dtype=torch.float64)
     share = direction.norm() / matrix.sum(0).norm()
     assert 2 * share.item() == pytest.approx(0.17, abs=5e-3)
@@ -87,15 +87,15 @@ def test_scaling_all_gradients_scales_the_step(normalize, rescale):
 @pytest.mark.parametrize("rescale", ["none", "sum", "mean", "cap"])
 def test_a_zero_gradient_never_zeroes_the_update(rescale):
     rows = random_rows(3, 6, 0)
-    with_zero, last = step([*rows, [0.0] * 6], bg.MinNorm(rescale=rescale))
-    without, _ = step(rows, bg.MinNorm(rescale=rescale))
+    with_zero, last = step([*rows, [0.0] * 6], bg.MinNorm(normalize="none", rescale=rescale))
+    without, _ = step(rows, bg.MinNorm(normalize="none", rescale=rescale))
     torch.testing.assert_close(with_zero, without)
     assert last.weights[3] == 1.0
     assert without.norm() > 0
 
 
 def test_a_stationary_point_is_not_blown_up():
-    direction, last = step([[1.0, 2.0], [-2.0, -4.0]], bg.MinNorm(rescale="sum"))
+    direction, last = step([[1.0, 2.0], [-2.0, -4.0]], bg.MinNorm(normalize="none", rescale="sum"))
     assert direction.norm().item() == pytest.approx(0.0, abs=1e-12)
     assert last.weights.sum().item() == pytest.approx(1.0)
 
