@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 _EPS = 2.0**-52
+GUESSES = 8
 
 
 def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
@@ -26,7 +27,8 @@ def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
         scale = 1.0 / np.sqrt(G.diagonal())
         a = scale * (min(diagonal) ** 0.5)
         K = G * scale * scale[:, None] + a * a[:, None]
-        y, iterations = _guess(K, a, tol)
+        support = G[diagonal.index(min(diagonal))] <= min(diagonal)
+        y, iterations = _guess(K, a, support, tol)
         if y is not None:
             w: Array = a * y
             return w / sum(w.tolist()), iterations, True
@@ -37,42 +39,40 @@ def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
     return w, iterations + more, converged
 
 
-def _guess(K: Array, a: Array, tol: float) -> tuple[Array | None, int]:
-    """Block principal pivoting: swap every row of the wrong sign; None unless the answer is clearly unique."""
-    y = _solve_well(K, a, tol)
-    if y is None or min(y.tolist()) > 0.0:  # all rows: no slack to check
-        return y, 1
-    support = y > 0.0
-    for iterations in range(2, 10):
+def least_pivot(tol: float) -> float:
+    """A pivot below this share of its diagonal entry is too small to trust."""
+    return max(1e-6, 1e4 * tol)
+
+
+def _guess(K: Array, a: Array, support: Mask, tol: float) -> tuple[Array | None, int]:
+    """Block principal pivoting from a first guess (see `_pivoting`); None unless the answer is clearly unique."""
+    for guess in range(1, GUESSES + 1):
         index = support.nonzero()[0]
-        inner = _solve_well(K[index][:, index], a[index], tol) if len(index) else None
-        if inner is None:
-            return None, iterations
+        inner = K[index[:, None], index]
         y = np.zeros_like(a)
-        y[index] = inner
+        try:
+            y[index] = np.linalg.solve(inner, a[index])
+        except np.linalg.LinAlgError:
+            break
         slack, near = _slack(K, a, y, tol)
-        wrong = np.where(support, y <= 0.0, slack < -near)
+        wrong = (y <= 0.0) & support | (slack < -near) & ~support
         if not wrong.any():
-            return (None if (~support & (slack <= 4.0 * near)).any() else y), iterations
-        support ^= wrong
-    return None, 9
+            tied = np.count_nonzero(slack <= 4.0 * near) > len(index)
+            return (None if tied or not _well_conditioned(inner, tol) else y), guess
+        support = support ^ wrong
+    return None, guess
 
 
-def _solve_well(K: Array, a: Array, tol: float) -> Array | None:
-    """The solution of `Ky = a` if K is finite and well-conditioned."""
+def _well_conditioned(K: Array, tol: float) -> bool:
     try:
-        pivots = np.linalg.cholesky(K).diagonal().tolist()
+        return bool(min(np.linalg.cholesky(K).diagonal().tolist()) ** 2 > least_pivot(tol))
     except np.linalg.LinAlgError:
-        return None
-    if not min(pivots) ** 2 > max(1e-6, 1e4 * tol):
-        return None
-    y: NDArray[Any] = np.linalg.solve(K, a)
-    return y if math.isfinite(sum(y.tolist())) else None
+        return False
 
 
 def _slack(K: Array, a: Array, y: Array, tol: float) -> tuple[Array, Array]:
     """`Ky - a`, and what rounding of size `tol` can make of a true zero in it (the rows of K have norm about 1)."""
-    return K @ y - a, tol * (2.0 * np.abs(y).sum() + a)
+    return K @ y - a, tol * (2.0 * sum(map(abs, y.tolist())) + a)
 
 
 def _solve_carefully(G: Array, tol: float) -> tuple[Array, int, bool]:

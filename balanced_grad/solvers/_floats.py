@@ -7,32 +7,33 @@ from collections.abc import Sequence
 from math import sqrt
 from operator import mul
 
-from balanced_grad.solvers._pivoting import GUESSES, least_pivot
+from balanced_grad.solvers._active_set import GUESSES, least_pivot
 
 Rows = Sequence[Sequence[float]]
 
 
 def solve_floats(G: Rows, tol: float) -> tuple[list[float], int] | None:
-    """Min-norm weights and guesses made; None if the answer is not clearly unique, or not finite."""
+    """Min-norm weights and guesses made; None if the answer is not clearly unique."""
     n = len(G)
-    c = min([row[i] for i, row in enumerate(G)])
+    diagonal = [row[i] for i, row in enumerate(G)]
+    c = min(diagonal)
     if not c > 0.0:
         return None
-    K = [[g + c for g in row] for row in G]
-    support = list(range(n))
+    shortest = G[diagonal.index(c)]
+    support = [i for i, g in enumerate(shortest) if g <= c]
+    least = least_pivot(tol)
     for guess in range(1, GUESSES + 1):
-        inner = _solve([[K[i][j] for j in support] for i in support] if guess > 1 else K, c, least_pivot(tol))
+        inner = _solve([[G[i][j] + c for j in support[: k + 1]] for k, i in enumerate(support)], c, least)
         if inner is None:
             return None
-        wrong = [i for i, y_i in zip(support, inner, strict=True) if not y_i > 0.0]
         y = [0.0] * n
         for i, y_i in zip(support, inner, strict=True):
             y[i] = y_i
-        entering, tie = _off_support(K, c, y, support, tol) if guess > 1 else ([], False)
-        wrong += entering
+        entering, tie = _off_support(G, diagonal, c, y, support, tol) if len(support) < n else ([], False)
+        wrong = [i for i in support if not y[i] > 0.0] + entering
         if not wrong:
             total = sum(y)
-            return None if tie or not total < float("inf") else ([y_i / total for y_i in y], guess)
+            return None if tie else ([y_i / total for y_i in y], guess)
         support = sorted(set(support).symmetric_difference(wrong))
         if not support:
             return None
@@ -43,12 +44,12 @@ def _solve(K: Rows, c: float, least: float) -> list[float] | None:
     """`K^-1 c` by Cholesky from the lower triangle; None at a pivot too small to trust."""
     L: list[list[float]] = []
     y: list[float] = []
-    for i, k_i in enumerate(K):
+    for k_i in K:
         row: list[float] = []
-        for k_ij, l_j in zip(k_i, L, strict=False):  # L has the rows above i only
+        for k_ij, l_j in zip(k_i, L, strict=False):  # L holds the rows above this one only
             row.append((k_ij - sum(map(mul, row, l_j))) / l_j[-1])
-        pivot = k_i[i] - sum(map(mul, row, row))
-        if not pivot > least * k_i[i]:
+        pivot = k_i[-1] - sum(map(mul, row, row))
+        if not pivot > least * k_i[-1]:
             return None
         root = sqrt(pivot)
         y.append((c - sum(map(mul, row, y))) / root)
@@ -62,13 +63,17 @@ def _solve(K: Rows, c: float, least: float) -> list[float] | None:
     return y
 
 
-def _off_support(K: Rows, c: float, y: list[float], support: list[int], tol: float) -> tuple[list[int], bool]:
+def _off_support(
+    G: Rows, diagonal: list[float], c: float, y: list[float], support: list[int], tol: float
+) -> tuple[list[int], bool]:
     """Rows off the support that should be on it, and whether one is too close to call."""
-    reach = sum([sqrt(K[j][j]) * abs(y[j]) for j in support])
+    roots = [sqrt(g + c) for g in diagonal]
+    reach = sum([root * abs(y_i) for root, y_i in zip(roots, y, strict=True)])
+    shift = c * sum(y) - c
     entering, tie = [], False
-    for i in set(range(len(K))).difference(support):
-        slack = sum(map(mul, K[i], y)) - c
-        near = tol * (sqrt(K[i][i]) * reach + c)
+    for i in set(range(len(G))).difference(support):
+        slack = sum(map(mul, G[i], y)) + shift
+        near = tol * (roots[i] * reach + c)
         if slack < -near:
             entering.append(i)
         tie = tie or abs(slack) <= 4.0 * near

@@ -2,37 +2,34 @@
 
 The min-norm weights are `y / sum(y)`, where `y` solves `min y'Ky / 2 - c 1'y, y >= 0` with `K = G + c 11'`, for any
 c > 0. Guess the support, solve on it, swap every row of the wrong sign, repeat (Kostreva 1978; Júdice & Pires 1994).
-Elimination commutes with any scaling of the rows and every threshold is relative to the rows' own norms, so norms
-need no equilibration. The batch is the last axis: all arithmetic is elementwise, so a problem's bits do not depend
-on its neighbours. A problem that is unsettled after a few guesses, or whose minimiser may not be unique or is
-ill-conditioned, is left to `_active_set`.
+The first guess is the shortest row and the rows that shorten it. Elimination commutes with any scaling of the rows
+and every threshold is relative to the rows' own norms, so norms need no equilibration. The batch is the last axis.
+
+A problem that is unsettled after a few guesses, or whose minimiser may not be unique or is ill-conditioned, is left to
+`_active_set`.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from balanced_grad.solvers._active_set import Array, Mask
+from balanced_grad.solvers._active_set import GUESSES, Array, Mask, least_pivot
 
 Counts = NDArray[np.int64]
-GUESSES = 8
 _CACHED = 1 << 15  # matrix entries worked on at once
-
-
-def least_pivot(tol: float) -> float:
-    """Pivots below this share of their diagonal entry leave a problem unsettled."""
-    return max(1e-6, 1e4 * tol)
 
 
 def solve_batch(G: Array, active: Mask, tol: float) -> tuple[Array, Counts, Mask]:
     """Weights `(M, B)` of `(M, M, B)` Gramians, guesses made `(B,)`, and which problems are settled `(B,)`."""
     M, B = active.shape
     index = np.arange(M)
-    c = np.where(active, G[index, index], np.inf).min(0)
+    lengths = np.where(active, G[index, index], np.inf)
+    shortest = lengths.argmin(0)
+    c = lengths[shortest, np.arange(B)]
+    support = active & (G[:, shortest, np.arange(B)] <= c)
     weights, guesses, settled = np.zeros((M, B)), np.zeros(B, np.int64), np.zeros(B, np.bool_)
     todo = np.flatnonzero((c > 0.0) & np.isfinite(c))
     if len(todo) < B:
-        G, c, active = G[:, :, todo], c[todo], active[:, todo]
-    support = active
+        G, c, active, support = G[:, :, todo], c[todo], active[:, todo], support[:, todo]
     for _ in range(GUESSES):
         if not len(todo):
             break
@@ -41,7 +38,7 @@ def solve_batch(G: Array, active: Mask, tol: float) -> tuple[Array, Counts, Mask
         done = sound & ~wrong.any(0)
         weights[:, todo[done]] = (y / _total(y))[:, done]
         settled[todo[done]] = ~tie[done]
-        more = sound & ~done
+        more = np.flatnonzero(sound & ~done)
         todo, G, c, active = todo[more], G[:, :, more], c[more], active[:, more]
         support = (support ^ wrong)[:, more]
     return weights, guesses, settled
@@ -65,11 +62,8 @@ def _solve_on(K: Array, c: Array, support: Mask, least: float) -> tuple[Array, M
     """`(M, B)` free minimisers on `support`, 0 elsewhere, and which had no small pivot `(B,)`."""
     M = len(support)
     index = np.arange(M)
-    if support.all():
-        T = K.copy()
-    else:
-        T = np.where(support & support[:, None], K, 0.0)
-        T[index, index] += ~support
+    T = np.where(support & support[:, None], K, 0.0)
+    T[index, index] += ~support
     y = c * support
     for k in range(M - 1):
         row = T[k, k + 1 :] / T[k, k]
@@ -86,9 +80,6 @@ def _solve_on(K: Array, c: Array, support: Mask, least: float) -> tuple[Array, M
 
 def _signs(K: Array, c: Array, y: Array, support: Mask, active: Mask, tol: float) -> tuple[Mask, Mask]:
     """Rows on the wrong side of the optimality conditions, and whether rows off the support are too close to call."""
-    wrong = support & (y <= 0.0)
-    if (support | ~active).all():
-        return wrong, np.zeros_like(wrong[0])
     index = np.arange(len(y))
     roots = np.sqrt(np.maximum(K[index, index], 0.0))
     slack = -c + K[:, 0] * y[0]
@@ -96,11 +87,12 @@ def _signs(K: Array, c: Array, y: Array, support: Mask, active: Mask, tol: float
         slack += K[:, k] * y[k]
     near = tol * (roots * _total(roots * np.abs(y)) + c)
     off = active & ~support
-    return wrong | (off & (slack < -near)), (off & (np.abs(slack) <= 4.0 * near)).any(0)
+    wrong = (support & (y <= 0.0)) | (off & (slack < -near))
+    return wrong, (off & (np.abs(slack) <= 4.0 * near)).any(0)
 
 
 def _total(rows: Array) -> Array:
-    """Sum over the first axis in index order."""
+    """Sum over the first axis in index order, whatever the batch."""
     total: Array = rows[0].copy()
     for row in rows[1:]:
         total += row
