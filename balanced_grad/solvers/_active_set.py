@@ -6,9 +6,6 @@ matrix whatever the norms are. Its solution is `u = y / a'y`, where `y` solves t
 Hanson 1974).
 """
 
-import math
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +17,7 @@ GUESSES = 8
 
 def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
     """Min-norm weights (n,) of one `(n, n)` Gramian, systems solved, and whether it converged; NaN if not finite."""
-    if not np.isfinite(G).all():
+    if np.count_nonzero(np.isfinite(G)) < G.size:
         return np.full(len(G), np.nan), 0, False
     diagonal = G.diagonal().tolist()  # reductions of a few numbers are cheaper in Python
     if min(diagonal) > 0.0:
@@ -56,7 +53,7 @@ def _guess(K: Array, a: Array, support: Mask, tol: float) -> tuple[Array | None,
             break
         slack, near = _slack(K, a, y, tol)
         wrong = (y <= 0.0) & support | (slack < -near) & ~support
-        if not wrong.any():
+        if not np.count_nonzero(wrong):
             tied = np.count_nonzero(slack <= 4.0 * near) > len(index)
             return (None if tied or not _well_conditioned(inner, tol) else y), guess
         support = support ^ wrong
