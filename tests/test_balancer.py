@@ -419,6 +419,9 @@ class NoHostReads(TorchDispatchMode):
         bg.Uniform({"audio": 0.5, "video": 2.0}),
         bg.Uniform(record_gramian=True),
         bg.Uniform(record_gramian=True, level="features"),
+        bg.MinNorm(solver="faces"),
+        bg.MinNorm(solver="faces", normalize="loss+", groups="reach"),
+        bg.MinNorm(solver="closed", level="features", rescale="sum"),
     ],
     ids=repr,
 )

@@ -1,6 +1,8 @@
 import torch
 from torch import Tensor
 
+from balanced_grad.kernels._sharded import is_sharded, sum_over_shards
+
 _CHUNK = 4096  # columns per fp32 partial product: small enough to stay exact, large enough for one batched call
 _WIDENED = 1024  # chunks of half-precision rows that are widened at a time
 
@@ -15,10 +17,15 @@ def gramian(rows: Tensor) -> Tensor:
     ``|g_1 - g_2|²``, of which a float32 ``rows @ rows.T`` keeps none.
 
     Args:
-        rows: ``(M, D)``, real floating point; half precision is widened chunk by chunk.
+        rows: ``(M, D)``, real floating point; half precision is widened chunk by chunk. A DTensor whose columns
+            are sharded is multiplied shard by shard, and only the ``(M, M)`` results travel.
 
     Returns:
-        ``(M, M)`` float64 on the device of ``rows``. Non-finite rows give non-finite entries.
+        ``(M, M)`` float64 on the device of ``rows``, the same on every process. Non-finite rows give non-finite
+        entries.
+
+    Raises:
+        ValueError: for a DTensor that is neither sharded along its columns nor replicated.
 
     Examples:
         >>> import torch
@@ -27,6 +34,10 @@ def gramian(rows: Tensor) -> Tensor:
         tensor([[9., 2.],
                 [2., 1.]], dtype=torch.float64)
     """
+    return sum_over_shards(_local, rows) if is_sharded(rows) else _local(rows)
+
+
+def _local(rows: Tensor) -> Tensor:
     count, size = rows.shape
     whole = size - size % _CHUNK
     total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)

@@ -35,24 +35,24 @@ def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol
 def solve_rows(G: Rows, tol: float) -> Answer:
     """Weights, gap, iterations and status of one problem given as nested floats."""
     M = len(G)
-    weights: Sequence[float] | None = None
+    weights: Sequence[float] | None
     iterations = 0
-    if not isfinite(sum(map(sum, G))):
-        pass  # told apart from a mere overflow below
-    elif M == 2:
-        weights = _closed.two_rows(G, tol)
-    elif M == 3:
-        weights = _closed.three_rows(G, tol)
-    elif M == 1:
-        weights = (1.0,)
-    elif M <= _MOST_FLOATS:
+    if M == 2:
+        weights = w0, w1 = _closed.two_rows(G, tol)
+        product = [a * w0 + b * w1 for a, b in G]
+    elif M == 3 and (weights := _closed.three_rows(G, tol)) is not None:
+        w0, w1, w2 = weights
+        product = [a * w0 + b * w1 + c * w2 for a, b, c in G]
+    else:
         weights, iterations = _floats.solve_floats(G, tol) or (None, 0)
-    if weights is None:
-        return solve_array(np.array(G), tol)
-    product = [sum(map(mul, row, weights)) for row in G]
+        if weights is None:
+            return solve_array(np.array(G), tol)
+        product = [sum(map(mul, row, weights)) for row in G]
     scale = max([row[i] for i, row in enumerate(G)])
-    gap = (sum(map(mul, product, weights)) - min(product)) / scale if scale > 0.0 else 0.0
-    return weights, max(gap, 0.0), iterations, 0
+    value = sum(map(mul, product, weights))
+    if not isfinite(value + sum(product)):  # a NaN or an infinity anywhere in G reaches these
+        return solve_array(np.array(G), tol)
+    return weights, max((value - min(product)) / scale, 0.0) if scale > 0.0 else 0.0, iterations, 0
 
 
 def solve_array(G: Array, tol: float) -> Answer:

@@ -46,11 +46,12 @@ def test_errors_name_what_was_written(arguments, error, message):
         min_norm(**{"gramian": G3, **arguments})
 
 
+@pytest.mark.parametrize("rest", [0.0, 1.0])
 @pytest.mark.parametrize("M", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", [(0, 0), (-1, -1), (0, -1), (-1, 0)])
-def test_non_finite_is_a_status_and_never_a_uniform(M, bad, where):
-    G = torch.eye(M) + 1.0
+def test_non_finite_is_a_status_and_never_a_uniform(M, bad, where, rest):
+    G = rest * (torch.eye(M) + 1.0)
     G[where] = bad
     for method in ("auto", "active_set", "cvxpy", "scipy", *(["faces"] if M <= 4 else [])):
         result = min_norm(G, method=method)
