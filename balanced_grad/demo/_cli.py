@@ -75,7 +75,7 @@ def main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the demo; raises :class:`DemoError` for what cannot be done."""
+    """Run the demo; raises `DemoError` for what cannot be done."""
     start = time.perf_counter()
     require_extras()
     methods, device = choose_methods(args.balancer), choose_device(args.device)

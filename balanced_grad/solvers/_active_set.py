@@ -6,6 +6,8 @@ matrix whatever the norms are. Its solution is `u = y / a'y`, where `y` solves t
 Hanson 1974).
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,26 +47,24 @@ def _guess(K: Array, a: Array, support: Mask, tol: float) -> tuple[Array | None,
     """Block principal pivoting from a first guess (see `_pivoting`); None unless the answer is clearly unique."""
     for guess in range(1, GUESSES + 1):
         index = support.nonzero()[0]
-        inner = K[index[:, None], index]
-        y = np.zeros_like(a)
         try:
-            y[index] = np.linalg.solve(inner, a[index])
+            inverse = np.linalg.inv(K[index[:, None], index])
         except np.linalg.LinAlgError:
             break
+        y = np.zeros_like(a)
+        y[index] = inverse @ a[index]
         slack, near = _slack(K, a, y, tol)
         wrong = (y <= 0.0) & support | (slack < -near) & ~support
         if not np.count_nonzero(wrong):
             tied = np.count_nonzero(slack <= 4.0 * near) > len(index)
-            return (None if tied or not _well_conditioned(inner, tol) else y), guess
+            return (None if tied or not _well_conditioned(inverse, tol) else y), guess
         support = support ^ wrong
     return None, guess
 
 
-def _well_conditioned(K: Array, tol: float) -> bool:
-    try:
-        return bool(min(np.linalg.cholesky(K).diagonal().tolist()) ** 2 > least_pivot(tol))
-    except np.linalg.LinAlgError:
-        return False
+def _well_conditioned(inverse: NDArray[Any], tol: float) -> bool:
+    """Whether no row's pivot, taken last, is too small: the diagonal of the inverse holds their reciprocals."""
+    return 0.0 < float(max(inverse.diagonal().tolist())) < 1.0 / least_pivot(tol)
 
 
 def _slack(K: Array, a: Array, y: Array, tol: float) -> tuple[Array, Array]:

@@ -19,9 +19,9 @@ def min_norm(
     upper: _checks.Bound = None,
     inequalities: _checks.Inequalities = None,
 ) -> MinNormResult:
-    r"""Weights of the shortest vector in the convex hull of M gradients, given their Gramian.
+    """Weights of the shortest vector in the convex hull of M gradients, given their Gramian.
 
-    .. math:: \min_{w \ge 0,\; \sum_i w_i = 1} \; w^\top G w \;\left[ + \; \ell^\top w \right]
+        minimise wᵀ G w [+ ℓᵀ w]   over   w ≥ 0, Σ_i w_i = 1
 
     The answer does not depend on a common scale of `G` nor on the order of the rows. Where the minimiser is not
     unique (duplicate rows, `G = 0`, 0 in the hull of dependent rows) it is the one of smallest `|w|`, where
@@ -36,7 +36,7 @@ def min_norm(
             and `"active_set"` solve a batch to the bits of its problems alone; `"cvxpy"` (Clarabel) and
             `"scipy"` (NNLS; SLSQP with the terms below) are references.
         active: `(..., M)` bool; rows with False are not in the problem, whatever they hold, and get weight 0.
-        linear: `l`, `(..., M)`, a linear preference term. This and the next three are solved by `"cvxpy"` under
+        linear: `ℓ`, `(..., M)`, a linear preference term. This and the next three are solved by `"cvxpy"` under
             `"auto"`, on the host; the relative accuracy of the objective is then about 1e-8.
         lower: `(..., M)` or a number, least weight of each active row (besides 0).
         upper: `(..., M)` or a number, largest weight of each active row (besides 1).
@@ -55,7 +55,7 @@ def min_norm(
     algorithm" (2012); Sener & Koltun, "Multi-task learning as multi-objective optimization" (2018). The treatment
     of scale and of ties is ours.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from balanced_grad.solvers import Status, min_norm
         >>> gradients = torch.tensor([[2.0, 0.0], [0.0, 1.0], [4.0, 4.0]], dtype=torch.float64)

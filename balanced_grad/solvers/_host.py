@@ -26,10 +26,10 @@ def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol
     elif gramian.shape[0] <= _MOST_FLOATS:
         weights, gap, iterations, status = solve_rows(gramian.tolist(), tol)
     else:
-        weights, gap, iterations, status = solve_array(gramian.detach().to(torch.float64).numpy(), tol)
+        weights, gap, iterations, status = solve_array(gramian.detach().numpy().astype(np.float64, copy=False), tol)
     kind = np.float64 if dtype is torch.float64 else np.float32
-    values = np.array(weights, kind), np.array(gap), np.array(iterations), np.array(int(status))
-    return MinNormResult(*map(torch.from_numpy, values))  # the cheapest way from numbers to tensors
+    values = torch.from_numpy(np.array(weights, kind))  # the cheapest way from numbers to a tensor
+    return MinNormResult(values, gap, iterations, status)
 
 
 def solve_rows(G: Rows, tol: float) -> Answer:
