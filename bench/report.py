@@ -100,11 +100,11 @@ def main() -> None:
     only = parser.parse_args().only
     page = PAGE.read_text()
     for name in [only] if only else PARTS:
-        text = f"Measured {datetime.date.today()} on {machine()}.\n\n{PARTS[name]()}"
-        block = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        page, found = block.subn(lambda match, text=text: match.group(1) + text + match.group(2), page)
-        if not found:
+        block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not block.search(page):
             sys.exit(f"{PAGE} has no part between <!-- {name} --> and <!-- /{name} -->")
+        text = f"Measured {datetime.date.today()} on {machine()}.\n\n{PARTS[name]()}\n"
+        page = block.sub(lambda match, text=text: match.group(1) + text + match.group(2), page)
         PAGE.write_text(page)  # after every part, so that an interruption loses one only
 
 

@@ -1,0 +1,37 @@
+"""The benchmarks run: a short round of each, so that they do not rot between releases. No number is judged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torchjd", reason="the peer of the benchmarks; pip install 'balanced-grad[bench]'")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_capture_prints_a_ratio_per_variant():
+    out = run(
+        "bench.capture", "--encoders", "mlp", "--modalities", "2", "--rounds", "1", "--batch", "4", "--threads", "1"
+    )
+    row = next(line for line in out.splitlines() if line.startswith("| mlp | 2 |"))
+    ratios = [float(cell) for cell in row.strip("|").split("|")[2:]]
+    assert ratios[0] == 1.0
+    assert len(ratios) == 7
+    assert all(ratio > 0 for ratio in ratios)
+
+
+@pytest.mark.parametrize(
+    ("file", "keyword"), [("test_min_norm.py", "one_at_a_time and 4-"), ("test_subroutine.py", "2-100000-")]
+)
+def test_benchmark_files(file, keyword):
+    out = run("pytest", f"bench/{file}", "-q", "--benchmark-disable", "-k", keyword)
+    assert "passed" in out
