@@ -104,7 +104,7 @@ class MIMO(Balancer):
         learning = torch.is_grad_enabled() and self.training
         values = problem.losses
         # Plain floats where reading them costs nothing, 0-dimensional tensors where it would wait for the device.
-        numbers: list[Number] = values.tolist() if values.is_cpu else list(values.unbind())
+        numbers: list[Number] = values.tolist() if _on_host(values) else list(values.unbind())
         losses = dict(zip(problem.names, numbers, strict=True))
         joint = losses.pop(JOINT, 0.0)
         if self.ema is not None and learning:
@@ -165,6 +165,10 @@ class MIMO(Balancer):
         )
 
 
+def _on_host(values: Tensor) -> bool:
+    return values.is_cpu
+
+
 def _smooth_max(values: list[Number], smoothing: float) -> tuple[Number, list[Number], Number]:
     """Smooth maximum, its gradient and how many values took part."""
     host = [value for value in values if not isinstance(value, Tensor)]
@@ -177,7 +181,7 @@ def _smooth_max(values: list[Number], smoothing: float) -> tuple[Number, list[Nu
 
 
 def _all_finite(values: Tensor, numbers: list[Number]) -> bool | Tensor:
-    return all(map(math.isfinite, numbers)) if values.is_cpu else values.isfinite().all()
+    return all(map(math.isfinite, numbers)) if _on_host(values) else values.isfinite().all()
 
 
 def _inverse_up_to_one(penalty: Number) -> Number:
@@ -187,7 +191,7 @@ def _inverse_up_to_one(penalty: Number) -> Number:
 
 
 def _tensor(numbers: list[Number], like: Tensor) -> Tensor:
-    if like.is_cpu:
+    if _on_host(like):
         return torch.tensor(numbers, dtype=like.dtype)
     return torch.stack([n if isinstance(n, Tensor) else like.new_full((), n) for n in numbers])
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import balanced_grad as bg
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
@@ -324,3 +325,51 @@ class TestSchedulesAndState:
     def test_a_loss_without_an_offset_is_named(self):
         with pytest.raises(ValueError, match="loss 'video' has no entry in offsets="):
             bg.MIMO(offsets={"audio": 1.0})(self.losses())
+
+
+class NoHostReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read on the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {},
+        {"penalty": 3.0, "smoothing": 0.0},
+        {"smoothing": math.inf},
+        {"ema": 0.7, "offsets": {"audio": 0.1, "video": 0.4}},
+        {"penalty": 4.0, "ramp_steps": 3, "scale_by_penalty": True},
+        {"scale_by_penalty": True},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_path_of_other_devices_gives_the_same_and_reads_nothing(settings_, bad, monkeypatch):
+    """On a GPU the losses stay there; the same code is run here on CPU tensors."""
+    host, device = bg.MIMO(**settings_), bg.MIMO(**settings_)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        losses = torch.rand(3, generator=generator) * 3
+        if bad and step in (0, 3):
+            losses[step % 2] = math.nan  # a modality, then the joint loss
+        problem = bg.Problem(("audio", "joint", "video"), losses)
+        want = host.weigh(problem)
+        with monkeypatch.context() as patch:
+            patch.setattr("balanced_grad.methods._mimo._on_host", lambda values: False)
+            with NoHostReads():
+                got = device.weigh(problem)
+        torch.testing.assert_close(got.weights, want.weights, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            got.objective(problem), want.objective(problem), rtol=1e-5, atol=1e-6, equal_nan=True
+        )
+    restored = bg.MIMO(**settings_)
+    restored.load_state_dict(device.state_dict())
+    torch.testing.assert_close(restored.weigh(problem).weights, host.weigh(problem).weights, rtol=1e-5, atol=1e-6)
+
+
+def test_without_modalities_on_other_devices(monkeypatch):
+    monkeypatch.setattr("balanced_grad.methods._mimo._on_host", lambda values: False)
+    chosen = bg.MIMO().weigh(bg.Problem(("joint",), torch.tensor([2.0])))
+    assert (chosen.weights.tolist(), chosen.value.item()) == ([1.0], 2.0)
