@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # columns widened at a time for half-precision rows
+_CHUNK = 1 << 18  # columns widened at a time for half-precision rows
 
 
 def combine(rows: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:

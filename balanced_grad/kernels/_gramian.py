@@ -4,7 +4,7 @@ from torch import Tensor
 from balanced_grad.kernels._sharded import is_sharded, sum_over_shards
 
 _CHUNK = 4096  # columns per fp32 partial product: small enough to stay exact, large enough for one batched call
-_WIDENED = 1024  # chunks of half-precision rows that are widened at a time
+_WIDENED = 64  # chunks of half-precision rows that are widened at a time
 
 
 def gramian(rows: Tensor) -> Tensor:

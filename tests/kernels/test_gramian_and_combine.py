@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from balanced_grad.kernels import combine, gramian
 
@@ -65,3 +66,34 @@ def test_non_finite_entries_show():
     rows[1, 18] = torch.nan
     assert not gramian(rows)[0, 0].isfinite()
     assert gramian(rows)[1, 1].isnan()
+
+
+class Largest(TorchDispatchMode):
+    """Size of the largest new tensor that an operator returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = [*args, *(kwargs or {}).values()]
+        shared = {a.untyped_storage().data_ptr() for a in given if isinstance(a, torch.Tensor)}
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in shared:
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 8])
+def test_working_memory_is_a_small_part_of_one_row(count, dtype):
+    size = 30_000_000 // count
+    rows = torch.zeros(count, size, dtype=dtype)
+    most = 0.1 * size if dtype == torch.float32 else 2**18 * count  # half precision is widened in fixed pieces
+    with Largest() as largest:
+        gramian(rows)
+    assert 0 < largest.numel <= most, "nothing seen, or too much"
+    out = torch.empty_like(rows[0])
+    with Largest() as largest:
+        combine(rows, torch.ones(count, dtype=torch.float64), out)
+    assert 0 < largest.numel <= most

@@ -32,6 +32,14 @@ def test_every_method_agrees_with_cvxpy(M, families):
                     torch.testing.assert_close(weights, expected.weights, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("M", range(1, 17))
+def test_two_thousand_problems_agree_with_cvxpy(M, families):
+    G = torch.stack([families[name].gramian(M, 100 + seed) for name in CLEAN for seed in range(25)])
+    expected, got = min_norm(G, method="cvxpy"), min_norm(G)
+    for gramian, ours, theirs in zip(G, got.weights, expected.weights, strict=True):
+        assert abs(objective(gramian, ours) - objective(gramian, theirs)) <= 1e-6
+
+
 @pytest.mark.parametrize("M", [2, 3])
 def test_no_point_of_a_grid_is_shorter(M, family):
     """Brute force over the simplex, a thousand problems in all."""
