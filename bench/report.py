@@ -60,11 +60,23 @@ def capture() -> str:
     return done.stdout.split("\n", 1)[1].strip()
 
 
+def case(record: dict) -> str:
+    """Number of rows and their length."""
+    return f"M={record['params']['count']}, D={record['params']['size']:.0e}".replace("e+0", "e")
+
+
+def gramian() -> str:
+    def cell(record: dict) -> str:
+        return f"{record['extra_info']['ratio']:.1f} ({record['extra_info']['error']:.0e})"
+
+    return wide_table(run_pytest("bench/test_gramian.py"), "time / one read (relative error)", case, cell)
+
+
 def subroutine() -> str:
     return wide_table(
         run_pytest("bench/test_subroutine.py"),
         "time / (read M rows, write one)",
-        lambda r: f"M={r['params']['count']}, D={r['params']['size']:.0e}".replace("e+0", "e"),
+        case,
         lambda r: f"{r['extra_info']['ratio']:.1f}",
     )
 
@@ -91,7 +103,7 @@ def time_and_gap(record: dict, solved: int) -> str:
     return time if gap is None else f"{time} ({max(gap, 0):.0e})"
 
 
-PARTS = {"capture": capture, "subroutine": subroutine, "min_norm": min_norm}
+PARTS = {"capture": capture, "gramian": gramian, "subroutine": subroutine, "min_norm": min_norm}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -38,6 +39,14 @@ def make_batch(modalities=MODALITIES[:2], size=8, *, seed=0, dtype=torch.float32
     generator = torch.Generator().manual_seed(seed)
     inputs = {m: torch.randn(size, 5, generator=generator).to(dtype) for m in modalities}
     return inputs, torch.randint(3, (size,), generator=generator)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where a tensor's value is read on the host: on a GPU that would wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read on the host"
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,10 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import balanced_grad as bg
-from tests.conftest import MODALITIES, LateFusion, make_batch
+from tests.conftest import MODALITIES, LateFusion, NoHostReads, make_batch
 
 EVERY = [bg.Uniform, bg.MIMO, bg.MinNorm, lambda: bg.Uniform(record_gramian=True)]
 CAPTURING = [bg.MinNorm, lambda: bg.MIMO(record_gramian=True)]
@@ -405,12 +404,6 @@ class TestFeatureLevel:
         model = LateFusion()
         with pytest.raises(ValueError, match=re.escape("write MinNorm(level='features')")):
             bg.MinNorm()(model.losses(*make_batch()), features=model.features)
-
-
-class NoHostReads(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read on the host"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

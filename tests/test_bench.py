@@ -30,7 +30,12 @@ def test_capture_prints_a_ratio_per_variant():
 
 
 @pytest.mark.parametrize(
-    ("file", "keyword"), [("test_min_norm.py", "one_at_a_time and 4-"), ("test_subroutine.py", "2-100000-")]
+    ("file", "keyword"),
+    [
+        ("test_min_norm.py", "one_at_a_time and 4-"),
+        ("test_gramian.py", "2-100000-"),
+        ("test_subroutine.py", "2-100000-"),
+    ],
 )
 def test_benchmark_files(file, keyword):
     out = run("pytest", f"bench/{file}", "-q", "--benchmark-disable", "-k", keyword)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import balanced_grad as bg
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
+from tests.conftest import NoHostReads
 
 
 def toy(x):
@@ -325,12 +325,6 @@ class TestSchedulesAndState:
     def test_a_loss_without_an_offset_is_named(self):
         with pytest.raises(ValueError, match="loss 'video' has no entry in offsets="):
             bg.MIMO(offsets={"audio": 1.0})(self.losses())
-
-
-class NoHostReads(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read on the host"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
