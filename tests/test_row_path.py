@@ -207,7 +207,7 @@ def test_features_level_trains_as_the_plain_sum():
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_model():
+def test_compiled_encoders():
     model = LateFusion()
     reference = copy.deepcopy(model)
     with warnings.catch_warnings():
@@ -218,6 +218,29 @@ def test_compiled_model():
     train(reference, Plain(), plain_step)
     for want, got in zip(reference.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+class CompiledWhole(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.losses = torch.compile(model.losses, backend="aot_eager")
+
+
+def test_a_model_compiled_as_a_whole():
+    """One compiled graph answers every loss for every parameter, with zeros: nothing is exclusive any more."""
+    model = LateFusion()
+    reference, eager = copy.deepcopy(model), copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(CompiledWhole(model), bg.Uniform(record_gramian=True), plain_step)
+        train(reference, Plain(), plain_step)
+        for want, got in zip(reference.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        whole, everywhere = bg.MinNorm(), bg.MinNorm(include_exclusive=True)
+        whole(CompiledWhole(copy.deepcopy(eager)).losses(*make_batch())).backward()
+    everywhere(eager.losses(*make_batch())).backward()
+    torch.testing.assert_close(whole.last.gramian, everywhere.last.gramian)
 
 
 def test_two_balancers_in_one_process():
