@@ -1,7 +1,8 @@
 """balanced_grad: balanced gradients for multi-modal PyTorch models, by one line in the training loop."""
 
-from balanced_grad.balancer import Balancer, Problem, Step, Weighting
+from balanced_grad.balancer import Balancer
 from balanced_grad.methods import MIMO, Gramian, MinNorm, MMPareto, Uniform
+from balanced_grad.records import Problem, Step, Weighting
 
 __version__ = "0.1.0"
 

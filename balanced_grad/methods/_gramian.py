@@ -3,8 +3,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level, Params, Problem, Weighting
+from balanced_grad.balancer import Balancer, Level, Params
 from balanced_grad.capture import Groups
+from balanced_grad.records import Problem, Weighting
 
 
 class Gramian(Balancer):

@@ -3,9 +3,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level, Params, Problem, Weighting
+from balanced_grad.balancer import Balancer, Level, Params
 from balanced_grad.capture import Groups
 from balanced_grad.methods._lengths import growth
+from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 
 Normalize = Literal["none", "l2", "loss", "loss+"]

@@ -3,9 +3,10 @@ from typing import Literal, get_args
 
 import torch
 
-from balanced_grad.balancer import Balancer, Params, Problem, Weighting
+from balanced_grad.balancer import Balancer, Params
 from balanced_grad.capture import index
 from balanced_grad.methods._lengths import growth
+from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 
 Unit = Literal["tensor", "encoder"]

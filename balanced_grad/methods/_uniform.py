@@ -3,8 +3,9 @@ from collections.abc import Mapping
 
 import torch
 
-from balanced_grad.balancer import Balancer, Level, Params, Problem, Weighting
+from balanced_grad.balancer import Balancer, Level, Params
 from balanced_grad.capture import JOINT
+from balanced_grad.records import Problem, Weighting
 
 
 class Uniform(Balancer):

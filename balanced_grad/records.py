@@ -1,0 +1,72 @@
+"""What a method sees, what it decides, and what is kept of a step."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a balancer saw and decided in one step: detached tensors on the losses' device, never synchronised.
+
+    Attributes:
+        names: the losses present, in the user's order; everything else is aligned with it.
+        losses: ``(K,)`` values.
+        weights: ``(K,)`` weight of each loss in the gradient; None until a Gramian method's ``backward()``.
+        gramian: ``(K, K)`` float64 inner products of the per-loss gradients, loss scale divided out, over the
+            parameters where losses meet; None where nothing was captured.
+        problems: one label per problem where the parameters were partitioned (``groups=``): ``weights`` is then
+            ``(S, K)`` and ``gramian`` ``(S, K, K)``. Empty for a single problem.
+    """
+
+    names: tuple[str, ...]
+    losses: Tensor
+    weights: Tensor | None = None
+    gramian: Tensor | None = None
+    problems: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Losses and weights by name as Python floats, for logging; waits for the device.
+
+        Of several problems, the weights under ``"weights"`` are the means, beside one ``"weights/<label>"`` each.
+        """
+        out = {"losses": dict(zip(self.names, self.losses.tolist(), strict=True))}
+        if self.weights is None:
+            return out
+        by_problem = self.weights.reshape(-1, len(self.names))
+        out["weights"] = dict(zip(self.names, by_problem.mean(0).tolist(), strict=True))
+        for label, weights in zip(self.problems, by_problem.tolist(), strict=False):
+            out[f"weights/{label}"] = dict(zip(self.names, weights, strict=True))
+        return out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method may look at to choose its weights.
+
+    Attributes:
+        names: the ``K`` losses present in this batch; ``"joint"`` is the fused one.
+        losses: ``(K,)`` detached values, at least float32.
+        gramian: ``(K, K)`` float64 for methods that need it, else None; ``(S, K, K)`` for a partition into ``S``
+            problems, where a loss that does not reach a problem has a zero row.
+        reach: per problem, the indices of the losses that meet in it: a structural fact, known without looking at
+            numbers. A loss that is not among them has a zero row there and nothing to be balanced against.
+    """
+
+    names: tuple[str, ...]
+    losses: Tensor
+    gramian: Tensor | None = None
+    reach: tuple[tuple[int, ...], ...] = ()
+
+
+class Weighting(NamedTuple):
+    """What a method decides: ``weights (K,)`` and, where it is not their weighted sum, the objective's value."""
+
+    weights: Tensor
+    value: Tensor | None = None
+
+    def objective(self, problem: Problem) -> Tensor:
+        """Value of what the method minimises."""
+        return torch.dot(self.weights, problem.losses) if self.value is None else self.value
