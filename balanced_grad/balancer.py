@@ -98,14 +98,14 @@ class Balancer(nn.Module, ABC):
         """
         given = Losses.check(losses)
         problem = Problem(given.names, given.values())
+        learning = torch.is_grad_enabled()
+        capture = self._capture(given, features) if learning else None  # refuses before any state moves
         # A Gramian method has no weights before backward(): until then its scalar is the plain sum.
         chosen = None if self.needs_gramian else self.weigh(problem)
         weights = None if chosen is None else chosen.weights
         value = problem.losses.sum() if chosen is None else chosen.objective(problem)
-        if not torch.is_grad_enabled():
+        if not learning:
             return value
-        given.require_graph()
-        capture = self._capture(given, features)
         self.last = Step(problem.names, problem.losses, weights)
         if capture is not None:
             return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
@@ -118,6 +118,7 @@ class Balancer(nn.Module, ABC):
     def _capture(
         self, losses: Losses, features: Mapping[str, Tensor] | None
     ) -> ParameterCapture | FeatureCapture | None:
+        losses.require_graph()
         if not (self.needs_gramian or self.record_gramian):
             return None
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:

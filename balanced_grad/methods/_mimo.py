@@ -108,9 +108,11 @@ class MIMO(Balancer):
         numbers: list[Number] = values.tolist() if _on_host(values) else list(values.unbind())
         losses = dict(zip(problem.names, numbers, strict=True))
         joint = losses.pop(JOINT, 0.0)
+        offsets = [self._offset(name) for name in losses]
         if self.ema is not None and learning:
             self._observe(losses, _all_finite(values, numbers), self.ema)
-        excess = [self._level(name, loss) for name, loss in losses.items()]
+        levels = [self._level(name, loss) for name, loss in losses.items()]
+        excess = [level - offset for level, offset in zip(levels, offsets, strict=True)]
         worst, shares, present = _smooth_max(excess, self.smoothing)
         penalty = self._ramp() * (present if self.penalty is None else self.penalty)
         scale = _inverse_up_to_one(penalty) if self.scale_by_penalty else 1.0
@@ -122,19 +124,21 @@ class MIMO(Balancer):
             return Weighting(weights)
         return Weighting(weights, _tensor([scale * (joint + penalty * worst)], values).squeeze(0))
 
-    def _level(self, name: str, loss: Number) -> Number:
-        """How far this modality lags: its loss, or the average of it, above its offset."""
-        if name in self._averages:
-            total, count = self._averages[name]
-            if isinstance(count, Tensor):
-                loss = torch.where(count > 0, total / count, loss)
-            elif count > 0:
-                loss = total / count
+    def _offset(self, name: str) -> float:
         if self.offsets is None:
-            return loss
+            return 0.0
         if name not in self.offsets:
             raise ValueError(f"loss {name!r} has no entry in offsets={self.offsets!r}")
-        return loss - self.offsets[name]
+        return self.offsets[name]
+
+    def _level(self, name: str, loss: Number) -> Number:
+        """The loss of this modality, or the average of it."""
+        if name not in self._averages:
+            return loss
+        total, count = self._averages[name]
+        if isinstance(count, Tensor):
+            return torch.where(count > 0, total / count, loss)
+        return total / count if count > 0 else loss
 
     def _observe(self, losses: Mapping[str, Number], finite: bool | Tensor, decay: float) -> None:
         """Update the moving averages of the modalities present, unless any loss is non-finite."""

@@ -240,6 +240,15 @@ class TestSchedulesAndState:
             assert torch.equal(through(self.losses(*pair)), resumed(self.losses(*pair)))
             assert torch.equal(through.last.weights, resumed.last.weights)
 
+    @pytest.mark.parametrize("offsets", [None, {"audio": 1.0}])
+    def test_a_refused_step_leaves_the_state_alone(self, offsets):
+        balancer = bg.MIMO(ema=0.5, ramp_steps=3, offsets=offsets)
+        losses = self.losses() if offsets else {name: loss.detach() for name, loss in self.losses().items()}
+        with pytest.raises(ValueError, match=r"has no (entry|graph)"):
+            balancer(losses)
+        assert balancer.state_dict()["_extra_state"] == {"steps": 0, "averages": {}}
+        assert balancer.last is None
+
     def test_offsets_move_who_is_worst(self):
         balancer = bg.MIMO(1.0, 0.0, offsets={"audio": 1.5, "video": 0.0})
         balancer(self.losses(2.0, 1.0))
