@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+hypothesis.settings.register_profile("ci", derandomize=True)  # a new find belongs to who looks for it
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 MODALITIES = ("audio", "video", "text")
 
