@@ -1,6 +1,6 @@
 """Run the benchmarks and write their tables into docs/performance.md, with date and machine.
 
-    python -m bench.report                     # everything, about a quarter of an hour on two quiet cores
+    python -m bench.report                     # everything, about five minutes on two quiet cores
     python -m bench.report --only capture      # one part; the others keep the numbers they have
 
 The page holds a part between two HTML comments per benchmark; text outside them is kept.
@@ -9,6 +9,7 @@ The page holds a part between two HTML comments per benchmark; text outside them
 import argparse
 import datetime
 import json
+import os
 import platform
 import re
 import subprocess
@@ -24,13 +25,13 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 
 def machine() -> str:
-    """Processor, cores and versions, in one line."""
+    """Processor, cores and versions, in one line; how many threads a part uses is said on the page."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
         name = found.group(1) if found else name
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def run_pytest(path: str) -> list[dict]:

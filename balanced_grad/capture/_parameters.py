@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,15 +29,21 @@ class ParameterCapture:
         self._losses = losses
         self._plan = Plan.of(losses, params)
         shared = [group for group in self._plan.groups if group.shared]
-        self._labels, self.problems = partition.split(shared, losses.names, params)
+        self._problem_of, self.problems = partition.split(shared, losses.names, params)
         self._single = partition.single
         self._arena = arena
         self._rows: list[Rows] = []
+        self._runs: list[tuple[Rows, Run]] = []  # every stretch of columns that one problem's weights apply to
         self._exclusive: list[_Exclusive] = []
 
     def run(self, scale: Tensor) -> None:
         """One backward per loss, each seeded with ``scale`` and asked only for what that loss reaches."""
         self._rows = self._arena.rows([group for group in self._plan.groups if group.shared])
+        self._runs = [
+            (rows, run)
+            for rows, problems in zip(self._rows, self._problem_of, strict=True)
+            for run in runs(problems, rows.bounds)
+        ]
         rows_of = {rows.group: rows for rows in self._rows}
         # The joint loss has the largest graph: last, so that it is freed as it is traversed.
         order = sorted(range(len(self._losses.names)), key=lambda i: self._losses.names[i] == JOINT)
@@ -57,12 +62,11 @@ class ParameterCapture:
 
     def reach(self) -> tuple[tuple[int, ...], ...]:
         """Per problem, the losses that meet in it."""
-        found: dict[str, set[int]] = {label: set() for label in self.problems}
-        for rows, labels in zip(self._rows, self._labels, strict=True):
-            for label in labels:
-                if label is not None:
-                    found[label].update(rows.group.losses)
-        return tuple(tuple(sorted(losses)) for losses in found.values())
+        found: list[set[int]] = [set() for _ in self.problems]
+        for rows, run in self._runs:
+            if run.problem is not None:
+                found[run.problem].update(rows.group.losses)
+        return tuple(tuple(sorted(losses)) for losses in found)
 
     def gramian(self, *, exclusive: bool = False) -> Tensor:
         """Float64 inner products over the shared parameters, or over all of them.
@@ -72,7 +76,7 @@ class ParameterCapture:
         count = len(self._losses.names)
         shape = (1 if self._single else len(self.problems), count, count)
         total = torch.zeros(shape, dtype=torch.float64, device=self._losses.tensors[0].device)
-        for rows, run in self._runs():
+        for rows, run in self._runs:
             if run.problem is not None:
                 add_block(total[run.problem], gramian(rows.flat[:, run.columns]), rows.group.losses)
         for part in self._exclusive if exclusive else ():
@@ -86,7 +90,7 @@ class ParameterCapture:
         """
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
         fused = {rows: rows.output() for rows in self._rows}
-        for rows, run in self._runs():
+        for rows, run in self._runs:
             own = plain if weights.dim() == 1 or run.problem is None else weights[run.problem]
             own = select(own, rows.group.losses).to(rows.flat.device)
             combine(rows.flat[:, run.columns], own, out=fused[rows][run.columns])
@@ -97,9 +101,3 @@ class ParameterCapture:
         for part in self._exclusive:
             accumulate(part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device)))
         self._exclusive = []
-
-    def _runs(self) -> Iterator[tuple[Rows, Run]]:
-        """Every stretch of columns that one problem's weights apply to."""
-        for rows, labels in zip(self._rows, self._labels, strict=True):
-            for run in runs(labels, rows.bounds, self.problems):
-                yield rows, run

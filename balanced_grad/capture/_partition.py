@@ -57,11 +57,15 @@ class Partition:
 
     def split(
         self, groups: Iterable[Group], names: tuple[str, ...], params: ParameterFilter
-    ) -> tuple[list[list[str | None]], tuple[str, ...]]:
-        """Per group, the label of every parameter's problem; and the distinct labels in order."""
-        labels = [[self._label(group, p, names, params) for p in group.parameters] for group in groups]
-        distinct = dict.fromkeys(label for of_group in labels for label in of_group if label is not None)
-        return labels, tuple(distinct)
+    ) -> tuple[list[list[int | None]], tuple[str, ...]]:
+        """Per group, the number of every parameter's problem; and the problems' labels."""
+        numbers: dict[str, int] = {}
+
+        def number(label: str | None) -> int | None:
+            return None if label is None else numbers.setdefault(label, len(numbers))
+
+        problems = [[number(self._label(group, p, names, params)) for p in group.parameters] for group in groups]
+        return problems, tuple(numbers)
 
     def _label(self, group: Group, parameter: Tensor, names: tuple[str, ...], params: ParameterFilter) -> str | None:
         if self.groups == "all":
@@ -76,11 +80,10 @@ class Partition:
         return repr(self.groups or sorted(set(self._named.values())))
 
 
-def runs(labels: list[str | None], bounds: list[int], distinct: tuple[str, ...]) -> list[Run]:
-    """Merge neighbouring parameters of one label; ``bounds`` are their starts in a row, and its end."""
+def runs(problems: list[int | None], bounds: list[int]) -> list[Run]:
+    """Merge neighbouring parameters of one problem; ``bounds`` are their starts in a row, and its end."""
     out: list[Run] = []
-    for label, start, stop in zip(labels, bounds[:-1], bounds[1:], strict=True):
-        problem = None if label is None else distinct.index(label)
+    for problem, start, stop in zip(problems, bounds[:-1], bounds[1:], strict=True):
         if out and out[-1].problem == problem:
             out[-1] = Run(slice(out[-1].columns.start, stop), problem)
         else:

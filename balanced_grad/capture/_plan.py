@@ -42,7 +42,7 @@ class Plan:
                 reach.setdefault(leaf, []).append(index)
         grouped: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
         for leaf, indices in reach.items():
-            params.check(leaf, [losses.names[i] for i in indices])
+            params.check(leaf, losses.names, indices)
             grouped.setdefault((tuple(indices), leaf.dtype, leaf.device), []).append(leaf)
         in_order = sorted(grouped.items(), key=lambda item: item[0][0])  # that of the user's losses
         return cls(tuple(Group(key[0], tuple(leaves)) for key, leaves in in_order))
@@ -86,18 +86,21 @@ class ParameterFilter:
         """The user's name of a parameter, or one made of its address: distinct within a step."""
         return (self._names or {}).get(leaf, f"{tuple(leaf.shape)}@{id(leaf):x}")
 
-    def check(self, leaf: Tensor, losses: list[str]) -> None:
+    def check(self, leaf: Tensor, names: tuple[str, ...], losses: list[int]) -> None:
         """Refuse parameters whose hooks or sharding a captured gradient would silently pass by."""
-        what = (self._names or {}).get(leaf, f"a parameter of shape {tuple(leaf.shape)}")
-        where = f"{what} (reached by {', '.join(map(repr, losses))})"
+
+        def where() -> str:
+            what = (self._names or {}).get(leaf, f"a parameter of shape {tuple(leaf.shape)}")
+            return f"{what} (reached by {', '.join(repr(names[loss]) for loss in losses)})"
+
         if getattr(leaf, "_post_accumulate_grad_hooks", None):
             raise RuntimeError(
-                f"{where} has a post-accumulate-grad hook, which capturing per-loss gradients would bypass; remove "
+                f"{where()} has a post-accumulate-grad hook, which capturing per-loss gradients would bypass; remove "
                 "the hook (optimizer-in-backward, offloading), use level='features', or a losses-only balancer"
             )
         if type(leaf).__name__ == "DTensor":
             raise RuntimeError(
-                f"{where} is a sharded DTensor; per-loss gradients of sharded parameters are not supported here: "
+                f"{where()} is a sharded DTensor; per-loss gradients of sharded parameters are not supported here: "
                 "use a losses-only balancer such as Uniform or MIMO"
             )
 

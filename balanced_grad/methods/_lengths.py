@@ -2,6 +2,11 @@ import torch
 from torch import Tensor
 
 
+def taking_part(gramian: Tensor) -> Tensor:
+    """Losses with a gradient, ``(..., K)`` bool: all but the zero rows. NaN takes part: it must reach the weights."""
+    return ~(gramian.diagonal(dim1=-2, dim2=-1) == 0)
+
+
 def norm(gramian: Tensor, weights: Tensor) -> Tensor:
     """Length of ``Σ_k w_k g_k``, read off the Gramian: ``(..., K, K)`` and ``(..., K)`` to ``(...)``."""
     square = (weights.unsqueeze(-2) @ gramian @ weights.unsqueeze(-1)).squeeze((-2, -1))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level, Params
 from balanced_grad.capture import Groups
-from balanced_grad.methods._lengths import growth
+from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 
@@ -89,7 +89,7 @@ class MinNorm(Balancer):
         assert problem.gramian is not None
         gramian = problem.gramian
         diagonal = gramian.diagonal(dim1=-2, dim2=-1)
-        active = ~(diagonal == 0)  # true for NaN, which must reach the weights
+        active = taking_part(gramian)
         divisor = self._divisor(diagonal, problem.losses.to(gramian))
         normalized = gramian / (divisor.unsqueeze(-1) * divisor.unsqueeze(-2))
         weights = min_norm(normalized, method=self.solver, active=active).weights / divisor

@@ -5,7 +5,7 @@ import torch
 
 from balanced_grad.balancer import Balancer, Params
 from balanced_grad.capture import index
-from balanced_grad.methods._lengths import growth
+from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 
@@ -71,8 +71,7 @@ class MMPareto(Balancer):
             return Weighting(torch.ones_like(parts[..., 0]))
         parent = index(places, parts.device)
         whole = parts.new_zeros(len(encoders), *parts.shape[1:]).index_add(0, parent, parts)
-        diagonal = whole.diagonal(dim1=-2, dim2=-1)
-        active = ~(diagonal == 0)  # true for NaN, which must reach the weights
+        active = taking_part(whole)
         pairs = (active.unsqueeze(-1) & active.unsqueeze(-2)).triu(1)
         conflict = (pairs & ~(whole > 0)).flatten(1).any(1, keepdim=True)
         count = active.sum(-1, keepdim=True)
