@@ -61,8 +61,10 @@ def test_direction_is_common_descent(M, families):
     """Along the weighted sum no loss increases to first order, where the peers' solvers point against some."""
     for seed in range(20):
         J = families["spread_norms"].rows(M, seed)
-        direction = min_norm(J @ J.T).weights @ J
-        assert (J @ direction >= (1 - 1e-6) * direction @ direction).all()
+        weights = min_norm(J @ J.T).weights
+        direction, lengths = weights @ J, J.norm(dim=1)
+        rounding = 1e-12 * lengths * (weights @ lengths)  # of the Gramian, which differs between BLAS libraries
+        assert (J @ direction >= direction @ direction - rounding).all()
 
 
 def test_permutation_equivariance(family):
