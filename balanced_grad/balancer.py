@@ -87,6 +87,10 @@ class Balancer(nn.Module, ABC):
     def weigh(self, problem: Problem) -> Weighting:
         """Choose the weights of this step's losses."""
 
+    def update_scales(self) -> Mapping[str, Tensor]:
+        """Per modality, the factor on its encoder's update that a ``BalancedOptimizer`` applies; empty: none."""
+        return {}
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on.
