@@ -91,6 +91,9 @@ class Balancer(nn.Module, ABC):
         """Per modality, the factor on its encoder's update that a ``BalancedOptimizer`` applies; empty: none."""
         return {}
 
+    def resolve_target(self, scale_invariant: bool) -> None:
+        """Called by a ``BalancedOptimizer``: does its base optimizer cancel a factor on the gradient? Ignored here."""
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on.
