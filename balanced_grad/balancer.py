@@ -10,6 +10,8 @@ from torch import Tensor, distributed, nn
 
 from balanced_grad.capture import (
     Arena,
+    BlockCapture,
+    Capture,
     FeatureCapture,
     Groups,
     Losses,
@@ -17,6 +19,7 @@ from balanced_grad.capture import (
     ParameterFilter,
     Partition,
     backward,
+    eager,
     on_backward,
     weighted,
 )
@@ -59,6 +62,7 @@ class Balancer(nn.Module, ABC):
     """
 
     needs_gramian: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False  # overrides what backward() does: see BOGC
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class Balancer(nn.Module, ABC):
     def resolve_target(self, scale_invariant: bool) -> None:
         """Called by a ``BalancedOptimizer``: does its base optimizer cancel a factor on the gradient? Ignored here."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on.
 
@@ -107,8 +111,8 @@ class Balancer(nn.Module, ABC):
         problem = Problem(given.names, given.values())
         learning = torch.is_grad_enabled()
         capture = self._capture(given, features) if learning else None  # refuses before any state moves
-        # A Gramian method has no weights before backward(): until then its scalar is the plain sum.
-        chosen = None if self.needs_gramian else self.weigh(problem)
+        # A method that captures has no weights before backward(): until then its scalar is the plain sum.
+        chosen = None if self.needs_gramian or self.needs_rows else self.weigh(problem)
         weights = None if chosen is None else chosen.weights
         value = problem.losses.sum() if chosen is None else chosen.objective(problem)
         if not learning:
@@ -122,17 +126,11 @@ class Balancer(nn.Module, ABC):
             return on_backward(value, lambda scale: backward(given.tensors, weights, scale, inputs))
         return weighted(value, weights, given)
 
-    def _capture(
-        self, losses: Losses, features: Mapping[str, Tensor] | None
-    ) -> ParameterCapture | FeatureCapture | None:
+    def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture | None:
         losses.require_graph()
         if not (self.needs_gramian or self.record_gramian):
             return None
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise RuntimeError(
-                f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
-                "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
-            )
+        self._refuse_processes()
         if self.level == "parameters":
             if features is not None:
                 raise ValueError(
@@ -146,14 +144,22 @@ class Balancer(nn.Module, ABC):
             )
         return FeatureCapture(losses, features, self._params)
 
+    def _refuse_processes(self) -> None:
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
+                "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
+            )
+
     def _balance(
         self,
-        capture: ParameterCapture | FeatureCapture,
+        capture: Capture,
         problem: Problem,
         weights: Tensor | None,
         scale: Tensor,
     ) -> None:
         """What ``backward()`` does: per-loss gradients, Gramian, weights, ``.grad``."""
+        assert not isinstance(capture, BlockCapture)
         with torch.autocast(scale.device.type, enabled=False):  # on the CPU, backward runs in the caller's thread
             capture.run(scale)
             # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.

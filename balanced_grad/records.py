@@ -1,6 +1,7 @@
 """What a method sees, what it decides, and what is kept of a step."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ class Step:
             parameters where losses meet; None where nothing was captured.
         problems: one label per problem where the parameters were partitioned (``groups=``): ``weights`` is then
             ``(S, K)`` and ``gramian`` ``(S, K, K)``. Empty for a single problem.
+        scores: modality -> score ``()``, for a method that modulates encoders; empty for others.
+        coefficients: modality -> factor ``()`` on its encoder's gradient or update, beside the scores.
+        trust: of a method that weighs evidence, what it believed; None for others.
     """
 
     names: tuple[str, ...]
@@ -26,19 +30,29 @@ class Step:
     weights: Tensor | None = None
     gramian: Tensor | None = None
     problems: tuple[str, ...] = ()
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    coefficients: Mapping[str, Tensor] = field(default_factory=dict)
+    trust: "Trust | None" = None
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Losses and weights by name as Python floats, for logging; waits for the device.
+        """Losses, weights, scores and coefficients by name as Python floats, for logging; waits for the device.
 
         Of several problems, the weights under ``"weights"`` are the means, beside one ``"weights/<label>"`` each.
         """
         out = {"losses": dict(zip(self.names, self.losses.tolist(), strict=True))}
+        for kind, values in (("scores", self.scores), ("coefficients", self.coefficients)):
+            if values:
+                out[kind] = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
         if self.weights is None:
             return out
         by_problem = self.weights.reshape(-1, len(self.names))
         out["weights"] = dict(zip(self.names, by_problem.mean(0).tolist(), strict=True))
         for label, weights in zip(self.problems, by_problem.tolist(), strict=False):
             out[f"weights/{label}"] = dict(zip(self.names, weights, strict=True))
+        if self.trust is not None:
+            out["belief"] = dict(zip(self.names, self.trust.belief.tolist(), strict=True))
+            out["leading"] = dict(zip(self.names, self.trust.leading.tolist(), strict=True))
+            out["belief"]["uncertainty"] = float(self.trust.uncertainty)
         return out
 
 
@@ -70,3 +84,33 @@ class Weighting(NamedTuple):
     def objective(self, problem: Problem) -> Tensor:
         """Value of what the method minimises."""
         return torch.dot(self.weights, problem.losses) if self.value is None else self.value
+
+
+class Trust(NamedTuple):
+    """Means over the dimensions in which losses were fused as sources of evidence.
+
+    Attributes:
+        belief: ``(K,)`` mass committed to each loss; 0 for one that was no source.
+        uncertainty: ``()`` mass left open; 1 where nothing was fused.
+        leading: ``(K,)`` share of a source's dimensions in which it has the largest weight.
+        weights: ``(K,)`` mean factor on the loss's gradient; 1 for one that was no source.
+    """
+
+    belief: Tensor
+    uncertainty: Tensor
+    leading: Tensor
+    weights: Tensor
+
+
+class LinearCall(NamedTuple):
+    """What one loss saw of a linear layer in one batch: ``N`` items, ``T`` positions (or calls of the layer) of each.
+
+    Attributes:
+        gradients: ``(N, T, C)`` gradient of the loss at the outputs.
+        inputs: ``(N, T, F)``.
+        outputs: ``(N, T, C)``; None where the model overwrote them in place.
+    """
+
+    gradients: Tensor
+    inputs: Tensor
+    outputs: Tensor | None = None

@@ -2,12 +2,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 
-def gradients(loss: Tensor, wanted: Sequence[Tensor], scale: Tensor, *, retain: bool) -> list[Tensor | None]:
+def gradients(
+    loss: Tensor, wanted: Sequence[Tensor | GradientEdge], scale: Tensor, *, retain: bool
+) -> list[Tensor | None]:
     """``scale * d loss / d wanted``, None where the loss does not reach; the engine goes nowhere else."""
     try:
-        grads = torch.autograd.grad(loss, wanted, scale.to(loss.dtype), retain_graph=retain, allow_unused=True)
+        grads = torch.autograd.grad(loss, wanted, scale.to(loss.dtype), retain_graph=retain, allow_unused=True)  # type: ignore[arg-type]
     except RuntimeError as error:
         if "donated" not in str(error):
             raise

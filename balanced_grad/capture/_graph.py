@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -7,16 +8,17 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
 
-def reached_leaves(name: str, loss: Tensor) -> list[Tensor]:
-    """Leaf tensors that ``loss`` would send a gradient to, each once, by a walk over its graph.
+def reached(name: str, loss: Tensor, kinds: Collection[type] = ()) -> tuple[list[Tensor], list["Node"]]:
+    """Leaf tensors that ``loss`` would send a gradient to, and its nodes of the given kinds, each once.
 
-    About half a microsecond per graph node, on the host only. Walked anew each step, because nothing
-    cheaper notices that control flow sent this batch through other parameters.
+    A walk over the graph: about half a microsecond per node, on the host only. Walked anew each step, because
+    nothing cheaper notices that control flow sent this batch through other parameters.
     """
     root = get_gradient_edge(loss).node
     seen: set[Node] = {root}
     stack: list[Node] = [root]
     leaves: list[Tensor] = []
+    found: list[Node] = []
     while stack:
         node = stack.pop()
         following = node.next_functions
@@ -25,7 +27,10 @@ def reached_leaves(name: str, loss: Tensor) -> list[Tensor]:
             if leaf is not None:
                 leaves.append(leaf)
             continue
-        if type(node).__name__ == "CheckpointFunctionBackward":
+        kind = type(node)
+        if kind in kinds:
+            found.append(node)
+        if kind.__name__ == "CheckpointFunctionBackward":
             raise RuntimeError(
                 f"loss {name!r} passes through activation checkpointing with use_reentrant=True, whose "
                 "parameters cannot be reached one loss at a time; write checkpoint(..., use_reentrant=False)"
@@ -34,4 +39,4 @@ def reached_leaves(name: str, loss: Tensor) -> list[Tensor]:
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append(child)
-    return leaves
+    return leaves, found

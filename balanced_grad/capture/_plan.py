@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._graph import reached_leaves
+from balanced_grad.capture._graph import reached
 from balanced_grad.capture._losses import Losses
 
 
@@ -32,7 +32,7 @@ class Plan:
         """Walk the graph of every loss; ``params`` restricts what counts as a parameter."""
         reach: dict[Tensor, list[int]] = {}
         for index, (name, loss) in enumerate(zip(losses.names, losses.tensors, strict=True)):
-            leaves = [leaf for leaf in reached_leaves(name, loss) if leaf in params]
+            leaves = [leaf for leaf in reached(name, loss)[0] if leaf in params]
             if not leaves:
                 raise ValueError(
                     f"loss {name!r} reaches none of the parameters given as params=; "

@@ -7,16 +7,29 @@ subjective-logic opinions and a reduced Dempster rule; an uncertainty-weighted s
 """
 
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
-from balanced_grad.evidence._fuse import fuse_gradients
+from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, SampleVariance, StepVariance, Variance
+from balanced_grad.evidence._fuse import Frame, Reduction, fuse_gradients
+from balanced_grad.evidence._laplace import Laplace
+from balanced_grad.evidence._linear import fisher_curvature, sample_variance
 from balanced_grad.evidence._opinions import Opinion, modality_opinion, reduced_dempster
 from balanced_grad.evidence._precision import precision_evidence
 
 __all__ = [
+    "Frame",
+    "Laplace",
+    "MicroBatchVariance",
+    "Moments",
     "Opinion",
+    "Reduction",
+    "SampleVariance",
+    "StepVariance",
+    "Variance",
+    "fisher_curvature",
     "fuse_gradients",
     "laplace_variance",
     "modality_opinion",
     "precision_evidence",
     "reduced_dempster",
+    "sample_variance",
     "softmax_curvature",
 ]

@@ -1,0 +1,138 @@
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from balanced_grad.capture._block import Block, Site
+from balanced_grad.capture._gradients import backward, gradients
+from balanced_grad.capture._graph import reached
+from balanced_grad.capture._losses import Losses
+from balanced_grad.capture._plan import ParameterFilter
+from balanced_grad.capture._taps import KINDS, Tap, taps
+from balanced_grad.capture._write import accumulate
+from balanced_grad.records import LinearCall
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """The gradients of a site, a row for each loss that reaches it.
+
+    Attributes:
+        losses: positions of these losses.
+        rows: ``(R, D)``, as autograd gave them: times the loss scale.
+        calls: per row what went through the layer, times the loss scale; empty where it was not noted.
+    """
+
+    site: Site
+    losses: tuple[int, ...]
+    rows: Tensor
+    calls: tuple[LinearCall, ...]
+
+
+class BlockCapture:
+    """Per-loss gradients at the parameters of a block; all others get one ordinary backward."""
+
+    def __init__(self, losses: Losses, block: Block, params: ParameterFilter) -> None:
+        self._losses = losses
+        self._block = block
+        self._taps: list[list[tuple[GradientEdge, Tap]]] = []
+        inside = set(block.parameters)
+        outside: dict[Tensor, None] = {}
+        used: set[Tensor] = set()
+        for name, loss in zip(losses.names, losses.tensors, strict=True):
+            leaves, nodes = reached(name, loss, KINDS if block.linear else ())
+            self._taps.append(taps(nodes))
+            for leaf in leaves:
+                if leaf in inside:
+                    params.check(leaf, losses.names, [len(self._taps) - 1])
+                    used.add(leaf)
+                elif leaf in params:
+                    outside[leaf] = None
+        if not used:
+            raise ValueError(f"none of the losses {list(losses.names)} reaches the block {block}")
+        self._outside = list(outside)
+        self._found: list[dict[Tensor, Tensor]] = []
+        self._scale: Tensor
+
+    def run(self, scale: Tensor) -> list[SiteRows]:
+        """Gradients of every loss at the block, each seeded with ``scale``; a backward no further than there."""
+        self._scale = scale
+        self._found = []
+        calls: list[dict[object, list[tuple[Tap, Tensor]]]] = []
+        for loss, noted in zip(self._losses.tensors, self._taps, strict=True):
+            wanted: list[Tensor | GradientEdge] = [*self._block.parameters, *(edge for edge, _ in noted)]
+            found = gradients(loss, wanted, scale, retain=True)
+            inside = zip(self._block.parameters, found, strict=False)
+            self._found.append({parameter: grad for parameter, grad in inside if grad is not None})
+            seen: dict[object, list[tuple[Tap, Tensor]]] = {}
+            for (_, tap), grad in zip(noted, found[len(self._block.parameters) :], strict=True):
+                if grad is not None:
+                    seen.setdefault(tap.layer, []).append((tap, grad))
+            calls.append(seen)
+        return [rows for site in self._block.sites if (rows := self._rows(site, calls)) is not None]
+
+    def _rows(self, site: Site, calls: list[dict[object, list[tuple[Tap, Tensor]]]]) -> SiteRows | None:
+        losses, parts, through = [], [], []
+        for index, (name, found) in enumerate(zip(self._losses.names, self._found, strict=True)):
+            key = name if site.by_index else ""
+            head = site.heads.get(key, ())
+            if not any(parameter in found for parameter in head):
+                continue
+            losses.append(index)
+            parts += [found[p] if p in found else torch.zeros_like(p) for p in head]
+            if self._block.linear:
+                through.append(_merged(calls[index].get(site.layers[key], ()), site.name, name))
+        if not losses:
+            return None
+        rows = torch.cat([part.reshape(-1) for part in parts]).view(len(losses), -1)
+        return SiteRows(site, tuple(losses), rows, tuple(through))
+
+    def write(self, fused: Iterable[tuple[SiteRows, Tensor]], weights: Tensor) -> None:
+        """Accumulate each site's fused row into ``.grad``; elsewhere, one backward of the weighted losses."""
+        for rows, row in fused:
+            for name, head in rows.site.heads.items():
+                self._accumulate(name, head, row.to(rows.rows.dtype))
+        self._found = []
+        if self._outside:
+            backward(self._losses.tensors, weights, self._scale, self._outside)
+
+    def _accumulate(self, owner: str, head: tuple[Tensor, ...], row: Tensor) -> None:
+        """A fused row into one layer, beside what other losses send to a head of its own."""
+        parts = torch.split(row, [parameter.numel() for parameter in head])
+        others = [found for name, found in zip(self._losses.names, self._found, strict=True) if owner and name != owner]
+        for parameter, part in zip(head, parts, strict=True):
+            if not any(parameter in found for found in self._found):
+                continue  # reached by no loss: its .grad stays as it is, None included
+            grad = part.view(parameter.shape)
+            for found in others:
+                if parameter in found:
+                    grad = grad + found[parameter]
+            accumulate([parameter], [grad])
+
+
+def _merged(calls: Sequence[tuple[Tap, Tensor]], site: str, loss: str) -> LinearCall:
+    """All calls of a layer that one loss reaches: as positions of the same items, or as more items."""
+    if not calls:
+        raise RuntimeError(
+            f"loss {loss!r} reaches {site!r}, but not through a call of that layer that could be seen: it is compiled, "
+            "its weight is used directly, its output was changed in place through a view, or the forward pass came "
+            "before the balancer was made. Leave the layer uncompiled, or use variance=StepVariance()"
+        )
+    inputs = [_by_item(tap.inputs, tap.inputs.shape) for tap, _ in calls]
+    grads = [_by_item(grad, tap.outputs.shape) for tap, grad in calls]
+    intact = all(tap.intact for tap, _ in calls)
+    outputs = [_by_item(tap.outputs, tap.outputs.shape) for tap, _ in calls] if intact else []
+    dim = 1 if len({len(x) for x in inputs}) == 1 else 0
+    return LinearCall(_joined(grads, dim), _joined(inputs, dim), _joined(outputs, dim) if intact else None)
+
+
+def _by_item(values: Tensor, shape: torch.Size) -> Tensor:
+    """``(N, ..., C)`` as ``(N, T, C)``; a single vector is one item."""
+    items = shape[0] if len(shape) > 1 else 1
+    return values.reshape(items, -1, shape[-1])
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)

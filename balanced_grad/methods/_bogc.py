@@ -1,0 +1,198 @@
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from balanced_grad.balancer import Balancer, Params
+from balanced_grad.capture import Block, BlockCapture, Capture, Layers, Losses, Modules
+from balanced_grad.evidence import Frame, Reduction, SampleVariance, Variance
+from balanced_grad.evidence._history import History
+from balanced_grad.methods._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
+from balanced_grad.records import Problem, Step, Trust, Weighting
+
+
+class BOGC(Balancer):
+    """Per dimension, trust the losses whose gradient is certain there, by Dempster-Shafer evidence.
+
+    In the parameters of a block, for the sources ``i`` that meet there (see ``joint``) and every dimension ``d``:
+
+        v_id = variance of g_id                     by ``variance``, averaged over steps
+        e_id = min(κ · median(v) / v_id, cap)       evidence
+        w_id = (e_id + 1) / (Σ_j e_jd + M)          opinions fused on the frame of the M sources
+        ĝ_d  = M Σ_i w_id g_id
+
+    With equal evidence, and for ``κ → 0``, that is the plain sum. All other parameters get their ordinary gradient
+    from one backward; a loss alone in a layer is passed through. The scalar has the value of the plain sum of
+    the losses.
+
+    Args:
+        block: the modules to balance: a head that several modalities share; or the encoders, in each of which the
+            modality's own loss and the joint one meet (that these are the sources there is our reading). A module,
+            or a mapping, list, ``ModuleDict``, ``ModuleList`` of them.
+        variance: where the variance comes from. ``evidence.SampleVariance()`` (default), over the items of the batch;
+            ``evidence.Laplace(...)``, the posterior of the source; for layers that are not linear, or a whole model,
+            ``evidence.StepVariance()`` or ``evidence.MicroBatchVariance(count)``.
+        layers: of each module the ``"last"`` layer that holds parameters (default), or ``"all"``.
+        kappa: evidence of a typical precision, beside the one pseudo-count of the prior. Default 1 (ours).
+        cap: largest evidence. Default 1e4 (ours).
+        precision: ``"absolute"`` (default), ``1 / v``; or ``"relative"``, ``m² / v`` with the running mean ``m`` of the
+            gradient: a signal-to-noise ratio, in which a loss that is already fitted does not look certain.
+        unit: what a typical precision is: the median over the ``"site"`` (default), all its sources and dimensions; or
+            of each ``"source"``, so that only where a source is certain counts, not how certain it is overall.
+        frame, reduction, conservative: see ``evidence.fuse_gradients``.
+        joint: the fusion loss's gradient in the block: ``"source"``, like any other; ``"add"``, unweighted, beside the
+            fused ones. ``"auto"`` (default): added where two or more modalities meet, a source elsewhere.
+        by_index: ``block`` maps losses to heads of equal shape; entry by entry, their gradients are fused as if they
+            were one shared head, and every head receives the result.
+        scale_encoders: outside the block, multiply the gradient of each loss by ``M`` times its mean weight in it.
+        decay: of the average of the variances over steps, bias corrected. Default 0.9 (ours).
+        seed: of the generator for Monte-Carlo draws, which is the balancer's own.
+        params: see ``Balancer``.
+
+    A non-finite gradient stays in ``.grad``, so that a loss scaler skips the step, and never enters the statistics.
+    A missing modality is left out and its statistics rest.
+
+    Raises:
+        TypeError, ValueError: for a block without trainable parameters, layers that ``variance`` cannot read, a layer
+            named twice, an option out of range.
+        RuntimeError: in ``backward()``, for a layer whose calls cannot be seen (compiled, or bypassed).
+
+    Source: Guo et al., "Rethinking Multi-Modal Learning from Gradient Uncertainty" (2025). Only its abstract, its
+    opening and digests could be read: last layers, Laplace posterior, precision as evidence per dimension, subjective
+    logic, reduced Dempster rule and uncertainty-weighted aggregation are stated there; every formula, constant and
+    default is our reading.
+
+    Examples:
+        >>> import torch
+        >>> import balanced_grad as bg
+        >>> head = torch.nn.Linear(1, 1, bias=False)
+        >>> balancer = bg.BOGC(head)
+        >>> x = torch.tensor([[1.0], [1.0]])
+        >>> audio, video = head(x), head(x)
+        >>> losses = {"audio": (audio * torch.tensor([[1.0], [3.0]])).mean(),   # gradients 1 and 3: mean 2, variance 1
+        ...           "video": (video * torch.tensor([[4.0], [0.0]])).mean()}   # gradients 4 and 0: mean 2, variance 4
+        >>> balancer(losses).backward()
+        >>> balancer.last.trust.belief
+        tensor([0.3077, 0.0769])
+    """
+
+    needs_rows: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        block: Modules,
+        variance: Variance | None = None,
+        *,
+        layers: Layers = "last",
+        kappa: float = 1.0,
+        cap: float = 1e4,
+        precision: Precision = "absolute",
+        unit: Unit = "site",
+        frame: Frame = "modality",
+        reduction: Reduction = "sum",
+        conservative: bool = False,
+        joint: Joint = "auto",
+        by_index: bool = False,
+        scale_encoders: bool = False,
+        decay: float = 0.9,
+        seed: int = 0,
+        params: Params | None = None,
+    ) -> None:
+        super().__init__(params=params)
+        variance = SampleVariance() if variance is None else variance
+        if not isinstance(variance, Variance):
+            raise TypeError(
+                f"variance={variance!r}: give one of balanced_grad.evidence, such as Laplace(num_data=1000)"
+            )
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay!r}: give a number in [0, 1)")
+        self.fusion = SiteFusion(variance, kappa, cap, precision, unit, frame, reduction, conservative, joint)
+        self.block = Block(block, layers, linear=variance.linear, by_index=by_index)
+        self.scale_encoders = scale_encoders
+        self.seed = seed
+        self._histories = [History(decay) for _ in self.block.sites]
+        self._generator: torch.Generator | None = None
+
+    def weigh(self, problem: Problem) -> Weighting:
+        """Ones: the value of the scalar is the plain sum."""
+        return Weighting(torch.ones_like(problem.losses))
+
+    def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> BlockCapture:
+        losses.require_graph()
+        if features is not None:
+            raise ValueError("features were given but BOGC does not use them; leave them out")
+        self._refuse_processes()
+        return BlockCapture(losses, self.block, self._params)
+
+    def _balance(self, capture: Capture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:
+        """What ``backward()`` does: gradients and variances at the block, evidence, ``.grad``."""
+        assert isinstance(capture, BlockCapture)
+        with torch.autocast(scale.device.type, enabled=False):
+            unscale = torch.where(scale == 0, torch.ones_like(scale), scale).float()
+            generator = self._own_generator(scale.device)
+            histories = dict(zip(self.block.sites, self._histories, strict=True))
+            fused = [
+                (rows, self.fusion.fuse(rows, problem.names, unscale, histories[rows.site], generator))
+                for rows in capture.run(scale)
+            ]
+            trust = _trust([site for _, site in fused], problem)
+            outside = trust.weights if self.scale_encoders else torch.ones_like(trust.weights)
+            capture.write([(rows, site.row) for rows, site in fused], outside)
+            if self.training:
+                for _, site in fused:
+                    site.remember()
+        self.last = Step(problem.names, problem.losses, trust.weights, trust=trust)
+
+    def _own_generator(self, device: torch.device) -> torch.Generator | None:
+        if not self.fusion.variance.random:
+            return None
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.seed)
+        return self._generator
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Statistics of every site and the state of the generator, for ``state_dict``."""
+        sites = {site.name: kept.state() for site, kept in zip(self.block.sites, self._histories, strict=True)}
+        return {"sites": sites, "generator": None if self._generator is None else self._generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` gave, for a block of the same names."""
+        names = [site.name for site in self.block.sites]
+        if sorted(state["sites"]) != sorted(names):
+            raise ValueError(f"the state is of a block {sorted(state['sites'])}, this one is {sorted(names)}")
+        for name, kept in zip(names, self._histories, strict=True):
+            kept.load(state["sites"][name])
+        if state["generator"] is not None:
+            self._generator = torch.Generator()
+            self._generator.set_state(state["generator"])
+
+    def extra_repr(self) -> str:
+        """Settings."""
+        return f"{self.block}, {self.fusion}, scale_encoders={self.scale_encoders}" + self._base_repr()
+
+
+def _trust(sites: list[FusedSite], problem: Problem) -> Trust:
+    """What is reported: means over the dimensions of all sites in which a loss is a source among others."""
+    zeros = torch.zeros_like(problem.losses, dtype=torch.float32)
+    belief, weights, leading, dims = zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone()
+    uncertainty, total = zeros.sum(), 0
+    for site in sites:
+        if site.opinion is None:
+            continue
+        sources, size = site.sources, site.row.numel()
+        belief[sources] += site.opinion.belief.sum(-1)
+        weights[sources] += site.shares.sum(-1)
+        first = site.shares.argmax(0)
+        leading[sources] += torch.stack([(first == position).sum() for position in range(len(sources))])
+        uncertainty = uncertainty + size * site.opinion.uncertainty.mean()
+        dims[sources] += size
+        total += size
+    ones = torch.ones_like(zeros)
+    known = dims > 0
+    return Trust(
+        torch.where(known, belief / dims, zeros),
+        uncertainty / max(total, 1) if total else ones[0],
+        torch.where(known, leading / dims, zeros),
+        torch.where(known, weights / dims, ones),
+    )
