@@ -92,7 +92,7 @@ class Trust(NamedTuple):
     Attributes:
         belief: ``(K,)`` mass committed to each loss; 0 for one that was no source.
         uncertainty: ``()`` mass left open; 1 where nothing was fused.
-        leading: ``(K,)`` share of a source's dimensions in which it has the largest weight.
+        leading: ``(K,)`` share of a source's dimensions in which no other has a larger weight.
         weights: ``(K,)`` mean factor on the loss's gradient; 1 for one that was no source.
     """
 

@@ -50,6 +50,10 @@ class Model(nn.Module):
         self.fused = nn.Linear(128 * modalities, 10)
         self.features: dict[str, Tensor] = {}
 
+    def last_layers(self):
+        """The last linear layer of every encoder."""
+        return {name: [m for m in e.modules() if type(m) is nn.Linear][-1] for name, e in self.encoders.items()}
+
     def batch(self, size: int):
         return {name: torch.randn(size, *self.shape) for name in self.names}, torch.randint(10, (size,))
 

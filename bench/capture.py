@@ -15,6 +15,7 @@ import warnings
 import torch
 
 import balanced_grad as bg
+from balanced_grad.evidence import StepVariance
 from bench._models import ENCODERS, Model
 
 try:
@@ -37,11 +38,9 @@ def per_loss(model, losses):
     torch.autograd.grad(losses["joint"], [*model.encoders.parameters(), *model.fused.parameters()])
 
 
-def with_balancer(make):
-    balancer = make()
-
+def with_balancer(balancer):
     def backward(model, losses):
-        balancer(losses, features=model.features if balancer.level == "features" else None).backward()
+        balancer(losses, model.features if balancer.level == "features" else None).backward()
 
     return backward
 
@@ -55,14 +54,16 @@ def torchjd_shared(model, losses):
     jac_to_grad(encoders, MGDA())
 
 
-def variants():
+def variants(model):
     out = {
         "plain sum": plain,
         "bare autograd.grad per loss": per_loss,
-        "Uniform": with_balancer(bg.Uniform),
-        "MIMO": with_balancer(bg.MIMO),
-        "MinNorm, parameters": with_balancer(bg.MinNorm),
-        "MinNorm, features": with_balancer(lambda: bg.MinNorm(level="features")),
+        "Uniform": with_balancer(bg.Uniform()),
+        "MIMO": with_balancer(bg.MIMO()),
+        "MinNorm, parameters": with_balancer(bg.MinNorm()),
+        "MinNorm, features": with_balancer(bg.MinNorm(level="features")),
+        "BOGC, last layers": with_balancer(bg.BOGC(model.last_layers())),
+        "BOGC, whole encoders": with_balancer(bg.BOGC(model.encoders, StepVariance(), layers="all")),
     }
     return out | ({"torchjd mtl_backward + MGDA": torchjd_shared} if mtl_backward else {})
 
@@ -70,9 +71,10 @@ def variants():
 def measure(kind: str, modalities: int, batch: int, rounds: int) -> dict[str, float]:
     """Median over rounds of time / time of the plain sum, per variant."""
     torch.manual_seed(0)
-    model, ratios = Model(kind, modalities), {name: [] for name in variants()}
+    model = Model(kind, modalities)
     inputs, label = model.batch(batch)
-    ways = variants()
+    ways = variants(model)
+    ratios = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         times = {}
         for name, backward in ways.items():
@@ -97,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*batching rule.*")  # torchjd's vmap over attention
     print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}")
-    names = list(variants())
+    names = list(variants(Model("mlp", 1)))
     print("| encoders | M | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 2))
     for kind in arguments.encoders:
         for modalities in arguments.modalities:

@@ -25,18 +25,18 @@ STEPS = 500
 
 def min_norm(normalize, rescale, groups="all"):
     name = f"MinNorm {normalize}, {rescale}" + (f", {groups}" if groups != "all" else "")
-    return Method(name, make=lambda: bg.MinNorm(normalize=normalize, rescale=rescale, groups=groups))
+    return Method(name, make=lambda _: bg.MinNorm(normalize=normalize, rescale=rescale, groups=groups))
 
 
 METHODS = [
     ALONE,
     BASELINE,
-    Method("Uniform", make=bg.Uniform),
-    Method("MIMO", make=bg.MIMO),
+    Method("Uniform", make=lambda _: bg.Uniform()),
+    Method("MIMO", make=lambda _: bg.MIMO()),
     *(min_norm(normalize, rescale) for normalize in ("none", "l2", "loss", "loss+") for rescale in ("cap", "sum")),
     *(min_norm(normalize, "cap", "reach") for normalize in ("none", "l2", "loss")),
     *(
-        Method(f"MMPareto 1.0, {unit}", make=lambda unit=unit: bg.MMPareto(1.0, rescale=unit))
+        Method(f"MMPareto 1.0, {unit}", make=lambda _, unit=unit: bg.MMPareto(1.0, rescale=unit))
         for unit in ("tensor", "encoder")
     ),
 ]

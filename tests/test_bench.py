@@ -25,7 +25,7 @@ def test_capture_prints_a_ratio_per_variant():
     row = next(line for line in out.splitlines() if line.startswith("| mlp | 2 |"))
     ratios = [float(cell) for cell in row.strip("|").split("|")[2:]]
     assert ratios[0] == 1.0
-    assert len(ratios) == 7
+    assert len(ratios) == 9
     assert all(ratio > 0 for ratio in ratios)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from balanced_grad.demo._compare import Results, Values, spread
 from balanced_grad.demo._data import SPLITS, Dataset
+from balanced_grad.demo._model import LateFusion
 from balanced_grad.demo._timing import MEASURED
 from balanced_grad.demo._train import ALONE, BALANCED, BASELINE, BATCH, RECIPE
 
@@ -70,9 +71,10 @@ def headline(data: Dataset, seeds: int, epochs: int, device: str) -> str:
 
 def numbers(data: Dataset, results: Results, settings: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Everything that was measured, ready for JSON."""
+    model = LateFusion(data.shapes, data.classes)
     return {
         "settings": dict(settings) | {"optimizer": "SGD", "batch": BATCH} | RECIPE,
-        "balancers": {m.name: repr(m.make()) for m in BALANCED if m.make and m.name in results.runs},
+        "balancers": {m.name: repr(m.make(model)) for m in BALANCED if m.make and m.name in results.runs},
         "versions": _versions(),
         "dataset": {
             "name": data.name,

@@ -24,7 +24,7 @@ class Method:
     name: str
     joint: bool = True
     unimodal: bool = True
-    make: Callable[[], bg.Balancer] | None = None
+    make: Callable[[LateFusion], bg.Balancer] | None = None
 
     def logits(self, model: LateFusion, split: Split) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Run the forward pass: predictions that this method trains, by loss name, and the features."""
@@ -37,7 +37,12 @@ class Method:
 
 ALONE = Method("uni-modal", joint=False)
 BASELINE = Method("joint", unimodal=False)
-BALANCED = tuple(Method(make.__name__, make=make) for make in (bg.Uniform, bg.MIMO, bg.MinNorm))
+BALANCED = (
+    Method("Uniform", make=lambda _: bg.Uniform()),
+    Method("MIMO", make=lambda _: bg.MIMO()),
+    Method("MinNorm", make=lambda _: bg.MinNorm()),
+    Method("BOGC", make=lambda model: bg.BOGC(model.encoders)),
+)
 
 
 @dataclass
@@ -65,7 +70,7 @@ class Trainer:
             torch.manual_seed(seed)
             self.model = LateFusion(data.shapes, data.classes).to(data.train.labels.device)
         self.method = method
-        self.balancer = method.make() if method.make else None
+        self.balancer = method.make(self.model) if method.make else None
         self.optimizer = torch.optim.SGD(self.model.parameters(), **RECIPE, fused=True)  # type: ignore[arg-type]
 
     def backward(self, logits: dict[str, Tensor], labels: Tensor) -> None:

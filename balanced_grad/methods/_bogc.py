@@ -183,8 +183,7 @@ def _trust(sites: list[FusedSite], problem: Problem) -> Trust:
         sources, size = site.sources, site.row.numel()
         belief[sources] += site.opinion.belief.sum(-1)
         weights[sources] += site.shares.sum(-1)
-        first = site.shares.argmax(0)
-        leading[sources] += torch.stack([(first == position).sum() for position in range(len(sources))])
+        leading[sources] += (site.shares >= site.shares.amax(0)).sum(-1)
         uncertainty = uncertainty + size * site.opinion.uncertainty.mean()
         dims[sources] += size
         total += size

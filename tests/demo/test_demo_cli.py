@@ -12,7 +12,7 @@ import pytest
 from balanced_grad.__main__ import main
 
 VIEWS = ["pixels", "fourier", "profiles"]
-METHODS = ["uni-modal", "joint", "Uniform", "MIMO", "MinNorm"]
+METHODS = ["uni-modal", "joint", "Uniform", "MIMO", "MinNorm", "BOGC"]
 REAL = os.environ.get("BALANCED_GRAD_DATA")
 
 
@@ -94,7 +94,7 @@ def test_balancers_are_chosen_by_name(capsys, monkeypatch):
         (["--dataset", "digit"], ["'digit'", "built in: digits, digits-hard", "--data"]),
         (["--dataset", "mfeat"], ["'mfeat'", "--data"]),
         (["--data", "/no/such/place", "--dataset", "mfeat"], ["/no/such/place is not a folder"]),
-        (["--balancer", "uniform,mgda"], ["'mgda'", "possible: Uniform, MIMO, MinNorm"]),
+        (["--balancer", "uniform,mgda"], ["'mgda'", "possible: Uniform, MIMO, MinNorm, BOGC"]),
         (["--device", "tpu"], ["'tpu'", "possible here: cpu"]),
         (["--device", "cuda:99"], ["'cuda:99'", "possible here: cpu"]),
         (["--seeds", "0"], ["--seeds", "at least 1"]),
