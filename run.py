@@ -40,6 +40,8 @@ def set_up() -> None:
     pip = ("pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt")
     call(*pip, "torch")  # first and alone, so that nothing else chooses its build
     call(*pip, "-e", ".[dev]")
+    # It asks for torchvision, which has no build beside a CPU torch and which nothing that we use of it imports.
+    call(*pip, "--no-deps", "backpack-for-pytorch")
     stamp.write_text(wanted)
 
 

@@ -2,6 +2,7 @@
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.methods import BOGC, MIMO, Gramian, MinNorm, MMPareto, Uniform
+from balanced_grad.optim import BalancedOptimizer, ModalityGroups
 from balanced_grad.records import Problem, Step, Trust, Weighting
 
 __version__ = "0.1.0"
@@ -9,10 +10,12 @@ __version__ = "0.1.0"
 __all__ = [
     "BOGC",
     "MIMO",
+    "BalancedOptimizer",
     "Balancer",
     "Gramian",
     "MMPareto",
     "MinNorm",
+    "ModalityGroups",
     "Problem",
     "Step",
     "Trust",

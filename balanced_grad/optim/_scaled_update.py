@@ -1,0 +1,78 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.optim._groups import ModalityGroups
+
+
+class ScaledUpdate:
+    """One step of the base optimizer, with its update of a modality's parameters scaled by the balancer's factor.
+
+        p ← p_before + f (p_after - p_before)
+
+    ``begin``, once per step and where the step starts from, asks for the factors and copies the parameters they
+    name; it copies nothing where there are none. ``finish`` scales. Both wait for no device. A factor of one or
+    zero leaves ``p_after`` or ``p_before`` as it is, bit by bit.
+    """
+
+    def __init__(self, balancer: Balancer, modalities: ModalityGroups | None) -> None:
+        self._balancer = balancer
+        self._modalities = modalities
+        self._factors: list[Tensor] = []
+        self._after: list[Tensor] = []
+        self._before: list[Tensor] = []
+        # One parameter per modality and its version, to notice a base that moves before it evaluates its closure.
+        self._still = [(p, p._version) for p in modalities.representatives()] if modalities else []
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take the balancer's factors, and copies of the parameters they name."""
+        for name, scale in self._balancer.update_scales().items():
+            parameters = self._parameters(name, scale)
+            self._after += parameters
+            self._factors += _like(scale, parameters)
+        if self._after and any(p._version != version for p, version in self._still):
+            raise RuntimeError(
+                "the base optimizer moves parameters before it evaluates its closure, as sharpness-aware ones do, so "
+                f"{type(self._balancer).__name__} cannot scale its update; use target='gradient'"
+            )
+        self._before = [p.clone(memory_format=torch.preserve_format) for p in self._after]
+
+    @torch.no_grad()
+    def finish(self, *_: Any) -> None:
+        """Scale what the base optimizer did; a second call does nothing. Takes what a step hook is given."""
+        if self._after:
+            torch._foreach_lerp_(self._before, self._after, self._factors)  # exact at both ends, unlike before + f Δ
+            torch._foreach_copy_(self._after, self._before)
+        self._after = []
+
+    def _parameters(self, name: str, scale: object) -> list[Tensor]:
+        who = type(self._balancer).__name__
+        if self._modalities is None or name not in self._modalities.names:
+            known = "none were given" if self._modalities is None else f"known are {list(self._modalities.names)}"
+            raise ValueError(
+                f"{who} scales the update of modality {name!r}, whose parameters are not known ({known}); "
+                f"write BalancedOptimizer(..., modalities={{{name!r}: model.{name}_encoder, ...}})"
+            )
+        if not isinstance(scale, Tensor) or scale.dim():
+            what = f"of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else f"a {type(scale).__name__}"
+            raise TypeError(f"the update factor of {name!r} from {who} is {what}; it must be a 0-dimensional tensor")
+        return [_local(p) for p in self._modalities.parameters(name) if p.requires_grad]
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """The parameter without its graph; of a DTensor this process's shard, since scaling acts on each element alone."""
+    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local.detach()
+
+
+def _like(scale: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """The factor once per parameter, in its dtype and on its device."""
+    casts: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    for p in parameters:
+        key = (p.device, p.dtype)
+        if key not in casts:
+            casts[key] = scale.detach().to(*key, non_blocking=scale.is_cpu)
+    return [casts[p.device, p.dtype] for p in parameters]
