@@ -26,10 +26,10 @@ ITEMS = (4, 16, 64)
 METHODS = {
     "sum": lambda head: bg.Uniform(),
     "min-norm": lambda head: bg.MinNorm(normalize="none", rescale="none"),
-    "BOGC, κ = 1": lambda head: bg.BOGC(head),
-    "BOGC, κ = 100": lambda head: bg.BOGC(head, kappa=100.0),
-    "BOGC, κ = 100, this batch only": lambda head: bg.BOGC(head, kappa=100.0, decay=0.0),
-    "BOGC, κ = 100, across steps": lambda head: bg.BOGC(head, StepVariance(), kappa=100.0),
+    "BOGC, κ = 1": lambda head: bg.BOGC(head, unit="site"),
+    "BOGC, κ = 100": lambda head: bg.BOGC(head, kappa=100.0, unit="site"),
+    "BOGC, κ = 100, this batch only": lambda head: bg.BOGC(head, kappa=100.0, decay=0.0, unit="site"),
+    "BOGC, κ = 100, across steps": lambda head: bg.BOGC(head, StepVariance(), kappa=100.0, unit="site"),
 }
 
 

@@ -82,6 +82,17 @@ def subroutine() -> str:
     )
 
 
+def kernels() -> str:
+    """One table per pass."""
+    records = run_pytest("bench/test_kernels.py")
+    tables = []
+    for name in dict.fromkeys(r["params"]["name"] for r in records):
+        of_pass = [r for r in records if r["params"]["name"] == name]
+        table = wide_table(of_pass, "time / floor", case, lambda r: f"{r['extra_info']['ratio']:.1f}")
+        tables.append(f"{name}:\n\n{table}")
+    return "\n\n".join(tables)
+
+
 def min_norm() -> str:
     records = run_pytest("bench/test_min_norm.py")
     tables = []
@@ -104,7 +115,7 @@ def time_and_gap(record: dict, solved: int) -> str:
     return time if gap is None else f"{time} ({max(gap, 0):.0e})"
 
 
-PARTS = {"capture": capture, "gramian": gramian, "subroutine": subroutine, "min_norm": min_norm}
+PARTS = {"capture": capture, "gramian": gramian, "subroutine": subroutine, "kernels": kernels, "min_norm": min_norm}
 
 
 def main() -> None:

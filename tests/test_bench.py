@@ -34,6 +34,7 @@ def test_capture_prints_a_ratio_per_variant():
     [
         ("test_min_norm.py", "one_at_a_time and 4-"),
         ("test_gramian.py", "2-100000-"),
+        ("test_kernels.py", "2-100000- and not compiled"),
         ("test_subroutine.py", "2-100000-"),
         ("test_overhead.py", "2-MIMO"),
     ],

@@ -82,8 +82,12 @@ class SampleVariance(Variance):
         generator: torch.Generator | None = None,
     ) -> Moments:
         """See ``Variance.moments``."""
-        rows = [flat(sample_variance(call.gradients, x) for x in inputs_of(call, shapes)) for call in calls]
-        return Moments(gradients, torch.stack(rows), {})
+        parts = [
+            sample_variance(call.gradients, x, mean.view(-1, x.shape[-1])).reshape(-1)
+            for call, row in zip(calls, gradients, strict=True)
+            for x, mean in zip(inputs_of(call, shapes), row.split([shape.numel() for shape in shapes]), strict=True)
+        ]
+        return Moments(gradients, torch.cat(parts).view(len(calls), -1), {})
 
 
 @dataclass(frozen=True)

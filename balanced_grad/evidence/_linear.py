@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_BUDGET = 1 << 22  # numbers of per-item gradients held at a time
+_BUDGET = 1 << 18  # numbers of per-item gradients held at a time, in a buffer that stays in the cache
 
 
 def fisher_curvature(gradients: Tensor, inputs: Tensor) -> Tensor:
@@ -30,12 +30,13 @@ def fisher_curvature(gradients: Tensor, inputs: Tensor) -> Tensor:
     return _sum_of_squares(gradients, inputs) * len(gradients)
 
 
-def sample_variance(gradients: Tensor, inputs: Tensor) -> Tensor:
+def sample_variance(gradients: Tensor, inputs: Tensor, mean: Tensor | None = None) -> Tensor:
     """Sampling variance of a mean gradient in the weight of a linear layer, over the items of the batch.
 
         v_cf = Σ_n (g_n - ḡ)² / (N (N - 1)),   g_n = ∂ℓ_n/∂W_cf
 
-    Arguments and result as for ``fisher_curvature``; for one item it is unknown: NaN.
+    Arguments and result as for ``fisher_curvature``; ``mean (C, F)`` is the gradient itself, if it is at hand already.
+    For one item the variance is unknown: NaN.
 
     Examples:
         >>> import torch
@@ -46,8 +47,8 @@ def sample_variance(gradients: Tensor, inputs: Tensor) -> Tensor:
     items = len(gradients)
     if items < 2:
         return torch.full((gradients.shape[-1], inputs.shape[-1]), torch.nan, device=gradients.device)
-    wide = _wide(gradients).flatten(0, 1), _wide(inputs).flatten(0, 1)
-    mean = wide[0].T @ wide[1]
+    if mean is None:
+        mean = _wide(gradients).flatten(0, 1).T @ _wide(inputs).flatten(0, 1)
     spread = items * _sum_of_squares(gradients, inputs) - mean.square()
     return spread.clamp_min(0) / (items - 1)
 
@@ -60,9 +61,10 @@ def _sum_of_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
     size = gradients.shape[-1] * inputs.shape[-1]
     step = max(1, _BUDGET // size)
     total = gradients.new_zeros(gradients.shape[-1], inputs.shape[-1])
-    for start in range(0, len(gradients), step):
-        part = slice(start, start + step)
-        total += (gradients[part].mT @ inputs[part]).square().sum(0)
+    buffer = gradients.new_empty(step, *total.shape)  # fresh memory would cost more than the products
+    for grads, seen in zip(torch.split(gradients, step), torch.split(inputs, step), strict=True):
+        each = torch.bmm(grads.mT, seen, out=buffer[: len(grads)])
+        total += each.square_().sum(0)
     return total
 
 

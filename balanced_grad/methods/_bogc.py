@@ -18,7 +18,7 @@ class BOGC(Balancer):
     In the parameters of a block, for the sources ``i`` that meet there (see ``joint``) and every dimension ``d``:
 
         v_id = variance of g_id                     by ``variance``, averaged over steps
-        e_id = min(κ · median(v) / v_id, cap)       evidence
+        e_id = min(κ · median(v_i) / v_id, cap)     evidence
         w_id = (e_id + 1) / (Σ_j e_jd + M)          opinions fused on the frame of the M sources
         ĝ_d  = M Σ_i w_id g_id
 
@@ -38,8 +38,9 @@ class BOGC(Balancer):
         cap: largest evidence. Default 1e4 (ours).
         precision: ``"absolute"`` (default), ``1 / v``; or ``"relative"``, ``m² / v`` with the running mean ``m`` of the
             gradient: a signal-to-noise ratio, in which a loss that is already fitted does not look certain.
-        unit: what a typical precision is: the median over the ``"site"`` (default), all its sources and dimensions; or
-            of each ``"source"``, so that only where a source is certain counts, not how certain it is overall.
+        unit: what the median is taken over: the dimensions of each ``"source"`` (default, ours), so that where a source
+            is certain counts, not how certain it is overall; or the whole ``"site"``, all its sources too, under
+            which a loss that is already fitted silences the others (measured, see the page on evidence).
         frame, reduction, conservative: see ``evidence.fuse_gradients``.
         joint: the fusion loss's gradient in the block: ``"source"``, like any other; ``"add"``, unweighted, beside the
             fused ones. ``"auto"`` (default): added where two or more modalities meet, a source elsewhere.
@@ -67,7 +68,7 @@ class BOGC(Balancer):
         >>> import torch
         >>> import balanced_grad as bg
         >>> head = torch.nn.Linear(1, 1, bias=False)
-        >>> balancer = bg.BOGC(head)
+        >>> balancer = bg.BOGC(head, unit="site")
         >>> x = torch.tensor([[1.0], [1.0]])
         >>> audio, video = head(x), head(x)
         >>> losses = {"audio": (audio * torch.tensor([[1.0], [3.0]])).mean(),   # gradients 1 and 3: mean 2, variance 1
@@ -88,7 +89,7 @@ class BOGC(Balancer):
         kappa: float = 1.0,
         cap: float = 1e4,
         precision: Precision = "absolute",
-        unit: Unit = "site",
+        unit: Unit = "source",
         frame: Frame = "modality",
         reduction: Reduction = "sum",
         conservative: bool = False,
@@ -105,13 +106,11 @@ class BOGC(Balancer):
             raise TypeError(
                 f"variance={variance!r}: give one of balanced_grad.evidence, such as Laplace(num_data=1000)"
             )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay!r}: give a number in [0, 1)")
-        self.fusion = SiteFusion(variance, kappa, cap, precision, unit, frame, reduction, conservative, joint)
+        self.fusion = SiteFusion(variance, kappa, cap, precision, unit, frame, reduction, conservative, joint, decay)
         self.block = Block(block, layers, linear=variance.linear, by_index=by_index)
         self.scale_encoders = scale_encoders
         self.seed = seed
-        self._histories = [History(decay) for _ in self.block.sites]
+        self._histories = [History() for _ in self.block.sites]
         self._generator: torch.Generator | None = None
 
     def weigh(self, problem: Problem) -> Weighting:
@@ -132,16 +131,17 @@ class BOGC(Balancer):
             unscale = torch.where(scale == 0, torch.ones_like(scale), scale).float()
             generator = self._own_generator(scale.device)
             histories = dict(zip(self.block.sites, self._histories, strict=True))
-            fused = [
-                (rows, self.fusion.fuse(rows, problem.names, unscale, histories[rows.site], generator))
-                for rows in capture.run(scale)
+            found = capture.run(scale)
+            seen = [  # which may refuse, so before anything is changed
+                self.fusion.observe(rows, problem.names, unscale, histories[rows.site], generator) for rows in found
             ]
-            trust = _trust([site for _, site in fused], problem)
+            fused = [
+                self.fusion.fuse(own, unscale, histories[rows.site], learning=self.training)
+                for rows, own in zip(found, seen, strict=True)
+            ]
+            trust = _trust(fused, problem)
             outside = trust.weights if self.scale_encoders else torch.ones_like(trust.weights)
-            capture.write([(rows, site.row) for rows, site in fused], outside)
-            if self.training:
-                for _, site in fused:
-                    site.remember()
+            capture.write(zip(found, (site.row for site in fused), strict=True), outside)
         self.last = Step(problem.names, problem.losses, trust.weights, trust=trust)
 
     def _own_generator(self, device: torch.device) -> torch.Generator | None:
@@ -174,24 +174,13 @@ class BOGC(Balancer):
 
 def _trust(sites: list[FusedSite], problem: Problem) -> Trust:
     """What is reported: means over the dimensions of all sites in which a loss is a source among others."""
-    zeros = torch.zeros_like(problem.losses, dtype=torch.float32)
-    belief, weights, leading, dims = zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone()
-    uncertainty, total = zeros.sum(), 0
+    sums = torch.zeros(4, len(problem.names), device=problem.losses.device)  # belief, leading, weights, dimensions
+    uncertainty, total = sums[0, 0], 0
     for site in sites:
-        if site.opinion is None:
-            continue
-        sources, size = site.sources, site.row.numel()
-        belief[sources] += site.opinion.belief.sum(-1)
-        weights[sources] += site.shares.sum(-1)
-        leading[sources] += (site.shares >= site.shares.amax(0)).sum(-1)
-        uncertainty = uncertainty + size * site.opinion.uncertainty.mean()
-        dims[sources] += size
-        total += size
-    ones = torch.ones_like(zeros)
-    known = dims > 0
-    return Trust(
-        torch.where(known, belief / dims, zeros),
-        uncertainty / max(total, 1) if total else ones[0],
-        torch.where(known, leading / dims, zeros),
-        torch.where(known, weights / dims, ones),
-    )
+        if site.report is not None and site.uncertainty is not None:
+            size = site.row.numel()
+            sums[:, site.losses] += size * torch.cat([site.report, torch.ones_like(site.report[:1])])
+            uncertainty, total = uncertainty + size * site.uncertainty, total + size
+    belief, leading, weights = sums[:3] / sums[3].clamp_min(1)
+    weights = torch.where(sums[3] > 0, weights, torch.ones_like(weights))
+    return Trust(belief, uncertainty / total if total else torch.ones_like(uncertainty), leading, weights)

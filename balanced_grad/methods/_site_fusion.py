@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -6,8 +6,19 @@ import torch
 from torch import Tensor
 
 from balanced_grad.capture import JOINT, SiteRows
-from balanced_grad.evidence import Frame, Opinion, Reduction, Variance, fuse_gradients
-from balanced_grad.evidence._history import History, typical_variance
+from balanced_grad.evidence import (
+    Frame,
+    Moments,
+    Opinion,
+    Reduction,
+    StepVariance,
+    Variance,
+    fuse_gradients,
+    modality_opinion,
+    precision_evidence,
+)
+from balanced_grad.evidence._history import History, sample, typical_variance
+from balanced_grad.kernels import evidential_fuse, moments_update
 from balanced_grad.records import LinearCall
 
 Precision = Literal["absolute", "relative"]
@@ -15,22 +26,41 @@ Unit = Literal["site", "source"]
 Joint = Literal["auto", "source", "add"]
 
 
-class FusedSite(NamedTuple):
-    """What became of one site in this step.
+class Observed(NamedTuple):
+    """What is known of one site before anything is changed.
 
     Attributes:
-        row: ``(D,)``, times the loss scale, as it goes to ``.grad``.
-        sources: positions of the losses that were fused.
-        opinion: None where there was one source or none.
-        shares: ``(R, D)``, the factor on each source's gradient.
-        remember: puts this step into the site's statistics.
+        losses: positions of the losses that are sources; empty if there is only one.
+        names: of the sources.
+        rows: ``(R, D)`` their gradients, at least float32, times the loss scale.
+        plain: ``(D,)`` sum of the gradients that are added as they are; None without any.
+        known: the statistics of these losses before this step.
+        moments: of this step; None if the variance is that of the rows over steps.
+    """
+
+    losses: list[int]
+    names: list[str]
+    rows: Tensor
+    plain: Tensor | None
+    known: dict[str, Tensor]
+    moments: Moments | None
+
+
+class FusedSite(NamedTuple):
+    """What became of one site; all but the row are means over its dimensions, or 4096 of them evenly spread.
+
+    Attributes:
+        row: ``(D,)`` as it goes to ``.grad``, times the loss scale.
+        losses: positions of the losses that were fused; empty if there was only one, and then nothing is reported.
+        report: ``(3, R)`` belief, share of the dimensions in which the source has more weight than every other, and
+            factor on its gradient.
+        uncertainty: ``()``.
     """
 
     row: Tensor
-    sources: list[int]
-    opinion: Opinion | None
-    shares: Tensor
-    remember: Callable[[], None]
+    losses: list[int]
+    report: Tensor | None = None
+    uncertainty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,59 +76,105 @@ class SiteFusion:
     reduction: Reduction
     conservative: bool
     joint: Joint
+    decay: float
 
     def __post_init__(self) -> None:
         for name, allowed in {"precision": Precision, "unit": Unit, "joint": Joint}.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {get_args(allowed)}")
-        self._fused(torch.zeros(1, 1), torch.zeros(1, 1))  # refuses other values out of range
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay!r}: give a number in [0, 1)")
+        self._opinion(torch.zeros(1, 1), torch.zeros(1, 1))  # refuses other values out of range
 
-    def fuse(
-        self, site: SiteRows, names: tuple[str, ...], scale: Tensor, history: History, generator: torch.Generator | None
-    ) -> FusedSite:
-        """Fuse one site's rows, which carry the loss scale ``scale``."""
+    @property
+    def _over_steps(self) -> bool:
+        """Whether the variance is that of the rows over steps, which the kernel keeps."""
+        return isinstance(self.variance, StepVariance)
+
+    def observe(
+        self,
+        site: SiteRows,
+        names: Sequence[str],
+        scale: Tensor,
+        history: History,
+        generator: torch.Generator | None,
+    ) -> Observed:
+        """Gradients and variance of one site's sources; changes nothing, but may refuse."""
         sources, added = self._roles(site, names)
         rows = _wide(site.rows)
-        plain = rows[added].sum(0) if added else 0.0
+        plain = rows[added].sum(0) if added else None
+        rows = rows if len(sources) == len(rows) else rows[sources]
         losses = [site.losses[position] for position in sources]
+        present = [names[loss] for loss in losses]
         if len(sources) < 2:
-            row = plain + rows[sources].sum(0)
-            return FusedSite(row, losses, None, torch.ones_like(rows[sources]), _nothing)
-        gradients = (rows if len(sources) == len(rows) else rows[sources]) / scale
+            return Observed([], present, rows, plain, {}, None)
+        averages = ("variance", "mean") if self._over_steps or self.precision == "relative" else ("variance",)
+        known = history.rows(present, averages, rows)
+        if self._over_steps:
+            return Observed(losses, present, rows, plain, known, None)
+        gradients = rows / scale
         calls = [_unscaled(site.calls[position], scale) for position in sources] if site.calls else []
-        known = [names[loss] for loss in losses]
-        before = history.rows(known, gradients)
         shapes = [parameter.shape for parameter in next(iter(site.site.heads.values()))]
-        moments = self.variance.moments(gradients, calls, shapes, before, generator)
-        variance, kept = history.smooth(moments, before)
-        after = {**moments.state, **kept}
+        moments = self.variance.moments(gradients, calls, shapes, known, generator)
+        rows = rows if moments.mean is gradients else moments.mean * scale
+        return Observed(losses, present, rows, plain, known, moments)
+
+    def fuse(self, seen: Observed, scale: Tensor, history: History, *, learning: bool) -> FusedSite:
+        """Update the statistics, if ``learning``, and fuse the rows."""
+        rows, known = seen.rows, seen.known
+        if not seen.losses:
+            return FusedSite(_plus(rows.sum(0), seen.plain), [])
+        if learning:
+            self._update(seen, scale)
+            history.put(seen.names, known)
+        variance = known["variance"]
         if self.precision == "relative":
-            signal, kept = history.mean(gradients, before)
-            variance, after = variance / signal.square(), after | kept
-        variance = variance / typical_variance(variance, per_source=self.unit == "source")
-        fused, opinion = self._fused(moments.mean, variance)
-        whole = gradients.isfinite()
-        row = torch.where(whole.all(0), fused, gradients.sum(0))  # a loss scaler must see what is not finite
-        ok = whole.all(1, keepdim=True)
-        shares = opinion.belief if self.conservative else opinion.weights
-        return FusedSite(
-            plain + row * scale,
-            losses,
-            opinion,
-            shares * len(sources) if self.reduction == "sum" else shares,
-            lambda: history.update(known, before, after, ok),
-        )
+            variance = variance / known["mean"].square()
+        typical = typical_variance(variance, per_source=self.unit == "source")
+        if typical.dim():
+            variance, typical = variance / typical, typical.new_ones(())
+        fused = self._fused(seen, variance, 1 / typical)
+        fused.row.add_(rows.sum() * 0)  # NaN where anything is not finite: a loss scaler must see it
+        return fused._replace(row=_plus(fused.row, seen.plain))
 
-    def _roles(self, site: SiteRows, names: tuple[str, ...]) -> tuple[list[int], list[int]]:
-        """Positions of the rows that are sources, and of those that are added as they are."""
-        modalities = [row for row, loss in enumerate(site.losses) if names[loss] != JOINT]
-        joint = [row for row, loss in enumerate(site.losses) if names[loss] == JOINT]
-        add = self.joint == "add" or (self.joint == "auto" and len(modalities) > 1)
-        return (modalities, joint) if add else (sorted(modalities + joint), [])
+    def _update(self, seen: Observed, scale: Tensor) -> None:
+        """Take this step into the statistics, in the rows that are finite."""
+        known, rows, finite = seen.known, seen.rows, _finite(seen.rows)
+        if seen.moments is None:
+            moments_update(rows, known["mean"], known["variance"], known["weight"], self.decay, scale=scale, ok=finite)
+            return
+        for key, value in seen.moments.state.items():
+            old = known.get(key, torch.zeros_like(value))
+            known[key] = torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, old)
+        new = seen.moments.variance
+        ok = finite & _finite(new)
+        moments_update(rows, None, known["variance"], known["weight"], self.decay, new_variance=new, ok=ok)
+        if self.precision == "relative":
+            known["steps"] = known.get("steps", torch.zeros_like(known["weight"]))
+            known["steps"] += finite * (1 - known["steps"]) * (1 - self.decay)
+            rate = finite * (1 - self.decay) / known["steps"].clamp_min(1e-30)
+            known["mean"] += rate[:, None] * (torch.nan_to_num(rows / scale, 0.0, 0.0, 0.0) - known["mean"])
 
-    def _fused(self, gradients: Tensor, variance: Tensor) -> tuple[Tensor, Opinion]:
+    def _fused(self, seen: Observed, variance: Tensor, reference: Tensor) -> FusedSite:
+        rows, count = seen.rows, len(variance)
+        if self.frame == "modality" and not self.conservative:
+            row = evidential_fuse(rows, variance, reference, kappa=self.kappa, cap=self.cap).row
+            row = row / count if self.reduction == "mean" else row
+            some = variance[:, sample(variance)]  # a report needs no more, and costs more than the pass itself
+            opinion = modality_opinion(precision_evidence(some, self.kappa, reference=reference, cap=self.cap))
+        else:
+            row, opinion = self._opinion(rows, variance * reference)
+        used = opinion.belief if self.conservative else opinion.weights
+        weights = used.mean(1) * count if self.reduction == "sum" else used.mean(1)
+        most = opinion.weights >= opinion.weights.amax(0)
+        leading = (most & (most.sum(0) == 1)).float().mean(1)
+        report = torch.stack([opinion.belief.mean(1), leading, weights])
+        return FusedSite(row, seen.losses, report, opinion.uncertainty.mean())
+
+    def _opinion(self, rows: Tensor, variance: Tensor) -> tuple[Tensor, Opinion]:
+        """By the pure function, for the frames and options that the kernel does not have."""
         return fuse_gradients(
-            gradients,
+            rows,
             variance,
             kappa=self.kappa,
             cap=self.cap,
@@ -108,6 +184,22 @@ class SiteFusion:
             conservative=self.conservative,
         )
 
+    def _roles(self, site: SiteRows, names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Positions of the rows that are sources, and of those that are added as they are."""
+        modalities = [row for row, loss in enumerate(site.losses) if names[loss] != JOINT]
+        joint = [row for row, loss in enumerate(site.losses) if names[loss] == JOINT]
+        add = self.joint == "add" or (self.joint == "auto" and len(modalities) > 1)
+        return (modalities, joint) if add else (sorted(modalities + joint), [])
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Which rows are finite in every entry, ``(R,)`` bool, in one read."""
+    return rows.sum(1, dtype=torch.float64) * 0 == 0
+
+
+def _plus(row: Tensor, plain: Tensor | None) -> Tensor:
+    return row if plain is None else row + plain
+
 
 def _unscaled(call: LinearCall, scale: Tensor) -> LinearCall:
     return call._replace(gradients=_wide(call.gradients) / scale)
@@ -115,7 +207,3 @@ def _unscaled(call: LinearCall, scale: Tensor) -> LinearCall:
 
 def _wide(values: Tensor) -> Tensor:
     return values.float() if values.itemsize < 4 else values
-
-
-def _nothing() -> None:
-    pass

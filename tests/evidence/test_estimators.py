@@ -103,7 +103,7 @@ def test_laplace_in_closed_form():
 
 
 def test_draws_against_the_closed_form_on_softmax_regression():
-    """With a diagonal posterior the drawn variance is Σ_k H_dk² s_k²: never below its diagonal part, the closed form."""
+    """With a diagonal posterior the drawn variance is Σ_k H_dk² s_k², of which the closed form is the diagonal part."""
     layer, call, _, y = linear_call(items=400, seed=1)
     estimator = Laplace("softmax", num_data=2000, draws=4000)
     gradient, got = moments(estimator, call, torch.Generator().manual_seed(0))

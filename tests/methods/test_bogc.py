@@ -61,7 +61,7 @@ def test_shared_head_against_brute_force(count, frame):
     model, batch = SharedHead(names), make_batch(names)
     want = plain(model, model.losses(*batch))
     rows, variance = per_loss_rows(model, model.head, batch, ("joint", *names))
-    balancer = bg.BOGC(model.head, frame=frame, decay=0.0)
+    balancer = bg.BOGC(model.head, frame=frame, decay=0.0, unit="site")
     balancer(model.losses(*batch)).backward()
     if count == 1:  # then the joint loss is a source too, and both are the same
         fused = fuse_gradients(rows, variance, frame=frame)[0]
@@ -80,7 +80,7 @@ def test_encoders_own_and_joint_loss_meet():
     layer = model.encoders["video"][0]
     rows, variance = per_loss_rows(model, layer, batch, ("joint", "video"))
     want = fuse_gradients(rows, variance / variance.median(), reference=torch.ones(()))[0]
-    balancer = bg.BOGC(model.encoders, decay=0.0)
+    balancer = bg.BOGC(model.encoders, decay=0.0, unit="site")
     balancer(model.losses(*batch)).backward()
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in layer.parameters()]), want)
     trust = balancer.last.trust
@@ -114,7 +114,7 @@ def test_without_evidence_it_is_the_plain_sum(variance, layers):
 def test_with_much_evidence_it_is_inverse_variance_weighting():
     model, batch = SharedHead(), make_batch()
     rows, variance = per_loss_rows(model, model.head, batch, MODALITIES[:2])
-    balancer = bg.BOGC(model.head, kappa=1e6, cap=1e12, decay=0.0, joint="add")
+    balancer = bg.BOGC(model.head, kappa=1e6, cap=1e12, decay=0.0, joint="add", unit="site")
     losses = model.losses(*batch)
     del losses["joint"]
     balancer(losses).backward()
@@ -122,6 +122,25 @@ def test_with_much_evidence_it_is_inverse_variance_weighting():
     torch.testing.assert_close(
         torch.cat([p.grad.flatten() for p in model.head.parameters()]), want, rtol=1e-3, atol=1e-5
     )
+
+
+def test_by_default_every_source_has_its_own_unit():
+    """So that a loss whose gradient is small, and its variance with it, is not trusted more for that."""
+    torch.manual_seed(0)
+    model, batch = SharedHead(), make_batch()
+    rows, variance = per_loss_rows(model, model.head, batch, MODALITIES[:2])
+    own = variance / variance.median(1, keepdim=True).values
+    want = fuse_gradients(rows, own, reference=torch.ones(()))[0]
+    weights = []
+    for factor in (1.0, 1e-2):
+        model.zero_grad()
+        balancer = bg.BOGC(model.head, decay=0.0)
+        losses = model.losses(*batch)
+        balancer({"audio": factor * losses["audio"], "video": losses["video"]}).backward()
+        weights.append(balancer.last.trust.weights)
+        if factor == 1.0:
+            torch.testing.assert_close(torch.cat([p.grad.flatten() for p in model.head.parameters()]), want)
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 def run(model, balancer, steps, modalities=MODALITIES[:2], seed=0, scale=1.0, optimizer=None):
@@ -140,7 +159,7 @@ OPTIONS = [
     {"variance": Laplace(num_data=500)},
     {"variance": StepVariance()},
     {"precision": "relative"},
-    {"unit": "source"},
+    {"unit": "site"},
     {"conservative": True, "reduction": "mean"},
 ]
 
@@ -317,7 +336,7 @@ def test_micro_batches_are_compared_within_a_window():
         assert (uncertainty == 1) == (seed < 2)
     history = balancer._histories[0].tensors
     want = torch.stack(rows[:3]).var(0)
-    torch.testing.assert_close(history["variance"] / history["variance_weight"], want, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(history["variance"], want, rtol=1e-3, atol=1e-7)
 
 
 class TestHeadsByIndex:
@@ -331,7 +350,7 @@ class TestHeadsByIndex:
             variance.append(spread)
         rows, variance = torch.cat(rows), torch.cat(variance)
         want = fuse_gradients(rows, variance / variance.median(), reference=torch.ones(()))[0]
-        balancer = bg.BOGC(model.heads, by_index=True, decay=0.0)
+        balancer = bg.BOGC(model.heads, by_index=True, decay=0.0, unit="site")
         balancer(model.losses(*batch)).backward()
         for head in model.heads.values():
             torch.testing.assert_close(torch.cat([p.grad.flatten() for p in head.parameters()]), want)

@@ -1,0 +1,95 @@
+"""Which implementation of a pass runs: chosen by name, or by the device."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Implementation = Literal["auto", "reference", "compiled", "triton"]
+
+BLOCK = 1 << 16  # columns of one row per step on the CPU: what a step reads again is still in the cache
+
+
+def choose(implementation: str, rows: Tensor) -> str:
+    """``"reference"``, ``"compiled"`` or ``"triton"``.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: for ``"triton"`` where it cannot run.
+    """
+    if implementation == "auto":
+        return "triton" if rows.is_cuda and triton_works(rows.device) else "reference"
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation={implementation!r}: choose one of {get_args(Implementation)}")
+    if implementation == "triton":
+        _require_triton(rows)
+    return implementation
+
+
+@cache
+def triton_works(device: torch.device) -> bool:
+    """Whether a first small kernel gives the right answer on this device; one warning if not."""
+    try:
+        from balanced_grad.kernels._triton import probe
+
+        probe(device)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about Triton, and is not cached
+    except Exception as error:  # a broken installation fails in ways of its own
+        warnings.warn(
+            f"Triton does not work on {device} ({type(error).__name__}: {error}); the kernels run in plain PyTorch, "
+            "slower. Install the triton of your PyTorch, or pass implementation='reference' to silence this.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
+
+
+def _require_triton(rows: Tensor) -> None:
+    if not (rows.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise RuntimeError(
+            f"implementation='triton' needs CUDA tensors, and the rows are on {rows.device}; "
+            "write implementation='reference', 'compiled' or 'auto'"
+        )
+    try:
+        import balanced_grad.kernels._triton  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            "implementation='triton' needs the package triton, which cannot be imported here; "
+            "pip install triton, or write implementation='auto'"
+        ) from error
+
+
+@contextmanager
+def plain(rows: Tensor) -> Iterator[None]:
+    """Neither autograd nor autocast: gradients are numbers here, and no number is rounded on the way."""
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        yield
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What rows of this dtype are computed in: at least float32."""
+    return dtype if dtype.itemsize >= 4 else torch.float32
+
+
+def blocks(rows: Tensor, width: int = BLOCK) -> list[slice]:
+    """The columns in cache-sized parts on the CPU, all at once elsewhere."""
+    size = rows.shape[-1]
+    width = width if rows.is_cpu else max(size, 1)
+    return [slice(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+def check_rows(rows: Tensor) -> None:
+    """Raises for what is no ``(M, D)`` tensor of real floating point numbers with a row."""
+    if rows.dim() != 2 or rows.shape[0] == 0:
+        raise ValueError(f"rows have shape {tuple(rows.shape)}; give (M, D), one gradient per row, M >= 1")
+    if not rows.is_floating_point():
+        raise TypeError(
+            f"rows are {rows.dtype}; give real floating point numbers (torch.view_as_real for complex ones)"
+        )

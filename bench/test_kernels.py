@@ -1,0 +1,174 @@
+"""Every pass over the rows, by every implementation that runs here, beside what one would otherwise write.
+
+    pytest bench/test_kernels.py --benchmark-only
+
+``extra_info["bytes"]`` is the least traffic of the pass; ``floor_ms`` what it takes at the bandwidth measured in
+the same run, the best of a sum (read only), a copy and a multiplication in place over tensors of the same size;
+``ratio`` is the median over that floor. On a CUDA device sizes go up to 1e8, and the floor is that of the device.
+"""
+
+import statistics
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from balanced_grad.evidence import fuse_gradients
+from balanced_grad.kernels import combine, conflict, evidential_fuse, evidential_step, gramian, moments_update
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IMPLEMENTATIONS = ("reference", "compiled", "triton") if DEVICE == "cuda" else ("reference", "compiled")
+SIZES = (10**5, 10**6, 10**7, 10**8) if DEVICE == "cuda" else (10**5, 10**6, 10**7)
+CASES = [(count, size) for size in SIZES for count in (2, 3, 4, 8)]
+BETA, KAPPA, CAP, EPS = 0.9, 1.0, 1e4, 1e-8
+
+
+class Case:
+    """Rows, state and output of one size."""
+
+    def __init__(self, count, size):
+        torch.manual_seed(0)
+        self.rows = torch.randn(count, size, device=DEVICE)
+        self.mean = torch.zeros_like(self.rows)
+        self.variance = torch.rand_like(self.rows)
+        self.out = torch.empty_like(self.rows[0])
+        self.weights = torch.rand(count, device=DEVICE)
+        self.bias = torch.zeros(count, device=DEVICE)
+        self.ok = torch.ones(count, dtype=torch.bool, device=DEVICE)
+        self.reference = torch.ones((), device=DEVICE)
+        tensor = max(4, size // 64 // 4 * 4)
+        self.bounds = [*range(0, size - tensor, tensor), size]
+        lengths = [stop - start for start, stop in pairwise(self.bounds)]
+        self.split = [row.split(lengths) for row in self.rows]
+
+    def state(self):
+        return self.rows, self.mean, self.variance, self.bias, BETA
+
+
+def eager(c):
+    """The step as one writes it, one tensor per modality."""
+    evidences = []
+    for row, mean, variance in zip(c.rows, c.mean, c.variance, strict=True):
+        deviation = row - mean
+        mean += (1 - BETA) * deviation
+        variance.copy_(BETA * (variance + (1 - BETA) * deviation**2))
+        evidences.append((KAPPA / (c.reference * variance + EPS)).clamp(max=CAP) + 1)
+    total = sum(evidences)
+    return len(evidences) * sum(e / total * row for e, row in zip(evidences, c.rows, strict=True))
+
+
+def foreach(c):
+    """The step over lists of tensors with torch._foreach_*."""
+    rows, means, variances = list(c.rows), list(c.mean), list(c.variance)
+    deviations = torch._foreach_sub(rows, means)
+    torch._foreach_add_(means, deviations, alpha=1 - BETA)
+    torch._foreach_mul_(variances, BETA)
+    torch._foreach_addcmul_(variances, deviations, deviations, value=BETA * (1 - BETA))
+    evidences = torch._foreach_add(torch._foreach_mul(variances, 1.0), EPS)
+    torch._foreach_reciprocal_(evidences)
+    torch._foreach_clamp_max_(evidences, CAP)
+    torch._foreach_add_(evidences, 1.0)
+    total = sum(evidences)
+    torch._foreach_mul_(evidences, rows)
+    return len(rows) * sum(evidences) / total
+
+
+def torchjd_sum(c):
+    """What the released torchjd does with weights: a matrix product over stacked rows."""
+    return c.weights @ c.rows
+
+
+def dots_per_tensor(c):
+    """Inner products tensor by tensor, in the parameters' pieces."""
+    return [torch.stack([torch.dot(a, b) for a, b in zip(one, two, strict=True)]) for one in c.split for two in c.split]
+
+
+# pass -> (streams of D numbers at least, ours, what one would otherwise write)
+PASSES = {
+    "gramian": (
+        lambda m: m,
+        lambda c, i: gramian(c.rows, implementation=i),
+        {"rows @ rows.T": lambda c: c.rows @ c.rows.T},
+    ),
+    "gramian per segment": (
+        lambda m: m,
+        lambda c, i: gramian(c.rows, c.bounds, implementation=i),
+        {"a dot per pair and tensor": dots_per_tensor},
+    ),
+    "conflict": (
+        lambda m: m,
+        lambda c, i: conflict(c.rows, implementation=i),
+        {"eager": lambda c: (c.rows @ c.rows.T, c.rows.sign() @ c.rows.sign().T)},
+    ),
+    "combine": (
+        lambda m: m + 1,
+        lambda c, i: combine(c.rows, c.weights, c.out, implementation=i),
+        {"weights @ rows": torchjd_sum},
+    ),
+    "moments": (lambda m: 5 * m, lambda c, i: moments_update(*c.state(), ok=c.ok, implementation=i), {}),
+    "fuse": (
+        lambda m: 2 * m + 1,
+        lambda c, i: evidential_fuse(c.rows, c.variance, c.reference, out=c.out, implementation=i),
+        {"fuse_gradients": lambda c: fuse_gradients(c.rows, c.variance, reference=c.reference)},
+    ),
+    "step": (
+        lambda m: 5 * m + 1,
+        lambda c, i: evidential_step(*c.state(), c.reference, ok=c.ok, out=c.out, implementation=i),
+        {"eager": eager, "foreach": foreach},
+    ),
+}
+WAYS = [
+    (name, way)
+    for name, (_, _, others) in PASSES.items()
+    for way in [*(f"ours, {i}" for i in IMPLEMENTATIONS), *others]
+]
+
+
+def seconds(function, rounds=7):
+    """Median wall time, the device's work included."""
+    times = []
+    for _ in range(rounds + 1):
+        synchronize()
+        start = time.perf_counter()
+        function()
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def synchronize():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def bandwidth(c):
+    """Bytes per second: the best of reading, copying and scaling in place."""
+    size = c.rows.nbytes
+    other = torch.empty_like(c.rows)
+    return max(
+        size / seconds(c.rows.sum),
+        2 * size / seconds(lambda: other.copy_(c.rows)),
+        2 * size / seconds(lambda: other.mul_(1.0)),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(("count", "size"), CASES)
+def test_kernel(benchmark, count, size, name, way):
+    streams, ours, others = PASSES[name]
+    case = Case(count, size)
+    run = others.get(way) or (lambda c: ours(c, way.removeprefix("ours, ")))
+
+    def once():
+        run(case)
+        synchronize()
+
+    benchmark.group = f"{name} M={count} D={size:.0e}"
+    benchmark.pedantic(once, rounds=7 if size < 10**7 else 5, warmup_rounds=2)
+    if benchmark.disabled:
+        return
+    least = streams(count) * size * case.rows.itemsize
+    floor = least / bandwidth(case)
+    benchmark.extra_info.update(bytes=least, floor_ms=1e3 * floor, ratio=benchmark.stats.stats.median / floor)
