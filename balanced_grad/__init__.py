@@ -1,15 +1,21 @@
 """balanced_grad: balanced gradients for multi-modal PyTorch models, by one line in the training loop."""
 
+from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
-from balanced_grad.methods import BOGC, MIMO, Gramian, MinNorm, MMPareto, Uniform
+from balanced_grad.methods import AGM, BOGC, DGL, MIMO, MLB, OGM, Gramian, MinNorm, MMPareto, Uniform, scores
 from balanced_grad.optim import BalancedOptimizer, ModalityGroups
 from balanced_grad.records import Problem, Step, Trust, Weighting
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AGM",
     "BOGC",
+    "DGL",
     "MIMO",
+    "MLB",
+    "OGM",
+    "Attachment",
     "BalancedOptimizer",
     "Balancer",
     "Gramian",
@@ -21,4 +27,6 @@ __all__ = [
     "Trust",
     "Uniform",
     "Weighting",
+    "attach",
+    "scores",
 ]

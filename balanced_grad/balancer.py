@@ -2,25 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from balanced_grad.capture import (
-    Arena,
     BlockCapture,
     Capture,
     FeatureCapture,
     Groups,
     Losses,
+    Memory,
     ParameterCapture,
     ParameterFilter,
     Partition,
+    Processes,
+    ProcessGroup,
+    ShardedCapture,
+    Window,
     backward,
     eager,
+    merged,
     on_backward,
+    select,
     weighted,
 )
 from balanced_grad.records import Problem, Step, Weighting
@@ -38,6 +45,12 @@ class Balancer(nn.Module, ABC):
     A method that needs losses only builds the scalar directly: one ordinary backward, nothing captured. One
     that needs a Gramian (``needs_gramian``) runs one backward per loss inside ``backward()``. Its weights do
     not exist before that, so its scalar has the value of the plain sum of the losses.
+
+    Once ``torch.distributed`` is initialised, all processes of the default group train one model: they use the same
+    weights, chosen from their losses' means and their gradients' means. ``balancer.process_group`` may be set to
+    another group, or to None where each process trains a model of its own. Losses-only methods exchange a number per
+    loss; a method that takes per-loss gradients at the parameters reduces ``Σ_s R_s D_s`` numbers per step, for
+    ``D_s`` parameters that ``R_s`` losses reach, where the plain sum reduces ``Σ_s D_s``.
 
     Args:
         params: the parameters that may receive gradients (``model.parameters()`` or ``named_parameters()``,
@@ -61,6 +74,7 @@ class Balancer(nn.Module, ABC):
             gradient would bypass.
     """
 
+    needs_losses: ClassVar[bool] = True  # whether weights depend on them: then processes exchange their means
     needs_gramian: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False  # overrides what backward() does: see BOGC
 
@@ -85,7 +99,17 @@ class Balancer(nn.Module, ABC):
         self.record_gramian = record_gramian
         self.last: Step | None = None
         self._params = ParameterFilter(params)
-        self._arena = Arena()
+        self._memory = Memory()
+        self._processes = Processes()
+
+    @property
+    def process_group(self) -> ProcessGroup:
+        """The processes that train one model: ``"default"``, a process group, or None for this process alone."""
+        return self._processes.group
+
+    @process_group.setter
+    def process_group(self, group: ProcessGroup) -> None:
+        self._processes = Processes(group)
 
     @abstractmethod
     def weigh(self, problem: Problem) -> Weighting:
@@ -98,6 +122,20 @@ class Balancer(nn.Module, ABC):
     def resolve_target(self, scale_invariant: bool) -> None:
         """Called by a ``BalancedOptimizer``: does its base optimizer cancel a factor on the gradient? Ignored here."""
 
+    def accumulate_rows(self, on: bool) -> None:
+        """Called by a ``BalancedOptimizer``: balance the gradients of a whole optimizer step together, or not."""
+        if on and (not self.needs_gramian or self.level != "parameters" or self._params.sharded):
+            raise ValueError(
+                f"accumulate='rows' keeps the per-loss gradients of whole parameters, and {self!r} takes none; leave "
+                "accumulate out"
+            )
+        self._memory.window = Window() if on else None
+
+    def end_step(self) -> None:
+        """Called by a ``BalancedOptimizer`` when it has stepped, or dropped the gradients."""
+        if self._memory.window is not None:
+            self._memory.window.close()
+
     @eager
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on.
@@ -107,45 +145,58 @@ class Balancer(nn.Module, ABC):
                 key out). ``"joint"`` is the fused prediction's loss, every other name a modality.
             features: with ``level="features"``, name -> encoder output that the losses were computed from.
         """
-        given = Losses.check(losses)
-        problem = Problem(given.names, given.values())
         learning = torch.is_grad_enabled()
-        capture = self._capture(given, features) if learning else None  # refuses before any state moves
-        # A method that captures has no weights before backward(): until then its scalar is the plain sum.
-        chosen = None if self.needs_gramian or self.needs_rows else self.weigh(problem)
-        weights = None if chosen is None else chosen.weights
-        value = problem.losses.sum() if chosen is None else chosen.objective(problem)
+        captures = self.needs_gramian or self.needs_rows or self.record_gramian
+        exchanges = learning and self._processes.size > 1 and (captures or self.needs_losses)
+        with self._processes.together() if exchanges else nullcontext():
+            given = Losses.check(losses)
+            capture = self._capture(given, features) if learning else None  # refuses before any state moves
+        problem = Problem(given.names, given.values())
+        if self.needs_gramian or self.needs_rows:
+            # No weights before backward(): until then the scalar is the plain sum.
+            chosen, value = None, problem.losses.sum()
+        else:
+            problem = self._of_all_processes(problem) if exchanges else problem
+            chosen = self.weigh(problem)
+            value = chosen.objective(problem)
         if not learning:
             return value
+        weights = None if chosen is None else chosen.weights
         self.last = Step(problem.names, problem.losses, weights)
         if capture is not None:
             return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
         assert weights is not None
-        inputs = self._params.given
+        own = select(weights, tuple(map(problem.names.index, given.names)))
+        inputs = self._params.inputs
         if inputs is not None:
-            return on_backward(value, lambda scale: backward(given.tensors, weights, scale, inputs))
-        return weighted(value, weights, given)
+            return on_backward(value, lambda scale: backward(given.tensors, own, scale, inputs))
+        return weighted(value, own, given)
+
+    def _of_all_processes(self, problem: Problem) -> Problem:
+        """The mean of each loss over the processes that have it."""
+        said = self._processes.agree(problem.names)
+        return Problem(merged(said), self._processes.mean(said, problem.names, problem.losses))
 
     def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture | None:
         losses.require_graph()
         if not (self.needs_gramian or self.record_gramian):
             return None
-        self._refuse_processes()
         if self.level == "parameters":
             if features is not None:
                 raise ValueError(
                     "features were given but level='parameters' does not use them; "
                     f"write {type(self).__name__}(level='features'), or leave them out"
                 )
-            return ParameterCapture(losses, self._params, self._partition, self._arena)
+            kind = ShardedCapture if self._params.sharded else ParameterCapture
+            return kind(losses, self._params, self._partition, self._memory, self._processes)
         if features is None:
             raise ValueError(
                 "level='features' needs the encoder outputs: write balancer(losses, features={'audio': z_audio, ...})"
             )
-        return FeatureCapture(losses, features, self._params)
+        return FeatureCapture(losses, features, self._params, self._processes)
 
     def _refuse_processes(self) -> None:
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if self._processes.size > 1:
             raise RuntimeError(
                 f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
                 "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
@@ -162,8 +213,10 @@ class Balancer(nn.Module, ABC):
         assert not isinstance(capture, BlockCapture)
         with torch.autocast(scale.device.type, enabled=False):  # on the CPU, backward runs in the caller's thread
             capture.run(scale)
+            if weights is None:
+                problem = Problem(*capture.losses())
             # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.
-            unit = torch.where(scale == 0, torch.ones_like(scale), scale).double()
+            unit = torch.where(scale == 0, torch.ones_like(scale), scale).double() * capture.batches
             gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
             if weights is None:
                 weights = self.weigh(replace(problem, gramian=gramian, reach=capture.reach())).weights

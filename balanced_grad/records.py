@@ -89,10 +89,12 @@ class Weighting(NamedTuple):
 class Trust(NamedTuple):
     """Means over the dimensions in which losses were fused as sources of evidence.
 
+    Of a layer with more than 4096 parameters, over about 4096 of them, evenly spread.
+
     Attributes:
         belief: ``(K,)`` mass committed to each loss; 0 for one that was no source.
         uncertainty: ``()`` mass left open; 1 where nothing was fused.
-        leading: ``(K,)`` share of a source's dimensions in which no other has a larger weight.
+        leading: ``(K,)`` share of a source's dimensions in which it has more weight than every other.
         weights: ``(K,)`` mean factor on the loss's gradient; 1 for one that was no source.
     """
 

@@ -6,12 +6,16 @@ from balanced_grad.capture._eager import eager
 from balanced_grad.capture._features import FeatureCapture
 from balanced_grad.capture._gradients import backward
 from balanced_grad.capture._hook import on_backward, weighted
-from balanced_grad.capture._inner import index
+from balanced_grad.capture._inner import index, select
 from balanced_grad.capture._losses import JOINT, Losses
-from balanced_grad.capture._parameters import ParameterCapture
+from balanced_grad.capture._parameters import Memory, ParameterCapture
 from balanced_grad.capture._partition import Groups, Partition
-from balanced_grad.capture._plan import ParameterFilter
+from balanced_grad.capture._plan import ParameterFilter, Plan
+from balanced_grad.capture._processes import Group as ProcessGroup
+from balanced_grad.capture._processes import Processes, merged
 from balanced_grad.capture._rows import Arena
+from balanced_grad.capture._sharded import ShardedCapture
+from balanced_grad.capture._window import Window
 
 Capture = ParameterCapture | FeatureCapture | BlockCapture
 
@@ -25,14 +29,22 @@ __all__ = [
     "Groups",
     "Layers",
     "Losses",
+    "Memory",
     "Modules",
     "ParameterCapture",
     "ParameterFilter",
     "Partition",
+    "Plan",
+    "ProcessGroup",
+    "Processes",
+    "ShardedCapture",
     "SiteRows",
+    "Window",
     "backward",
     "eager",
     "index",
+    "merged",
     "on_backward",
+    "select",
     "weighted",
 ]

@@ -3,12 +3,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from balanced_grad.capture._common import average
 from balanced_grad.capture._gradients import gradients
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import JOINT, Losses
 from balanced_grad.capture._partition import Partition, Run, runs
-from balanced_grad.capture._plan import ParameterFilter, Plan
+from balanced_grad.capture._plan import Group, ParameterFilter, Plan
+from balanced_grad.capture._processes import Processes
 from balanced_grad.capture._rows import Arena, Rows
+from balanced_grad.capture._window import Window, Written
 from balanced_grad.capture._write import accumulate, scaled
 from balanced_grad.kernels import combine, gramian
 
@@ -22,28 +25,75 @@ class _Exclusive:
     grads: list[Tensor]
 
 
-class ParameterCapture:
-    """Per-loss gradients of one batch at the parameters: rows where losses meet, plain tensors elsewhere."""
+class Memory:
+    """What a balancer keeps from step to step for its captures: buffers, and a window where rows are accumulated."""
 
-    def __init__(self, losses: Losses, params: ParameterFilter, partition: Partition, arena: Arena) -> None:
+    def __init__(self) -> None:
+        self.arena = Arena()
+        self.common = Arena()  # of rows that travel in another layout than that of this process
+        self.window: Window | None = None
+
+
+class ParameterCapture:
+    """Per-loss gradients of one batch at the parameters: rows where losses meet, plain tensors elsewhere.
+
+    Where gradients are averaged over processes or kept over micro-batches, those of one loss alone are rows too.
+    After ``run`` everything is that of all processes and of all micro-batches: names, losses, Gramian.
+    """
+
+    def __init__(
+        self, losses: Losses, params: ParameterFilter, partition: Partition, memory: Memory, processes: Processes
+    ) -> None:
         self._losses = losses
-        self._plan = Plan.of(losses, params)
-        shared = [group for group in self._plan.groups if group.shared]
-        self._problem_of, self.problems = partition.split(shared, losses.names, params)
-        self._single = partition.single
-        self._arena = arena
+        self._params = params
+        self._partition = partition
+        self._memory = memory
+        self._processes = processes
+        self._plan = self._planned(losses, params)
+        self._values = losses.values()
         self._rows: list[Rows] = []
         self._runs: list[tuple[Rows, Run]] = []  # every stretch of columns that one problem's weights apply to
         self._exclusive: list[_Exclusive] = []
+        self.problems: tuple[str, ...] = ()
+
+    def _planned(self, losses: Losses, params: ParameterFilter) -> Plan:
+        return Plan.of(losses, params)
 
     def run(self, scale: Tensor) -> None:
         """One backward per loss, each seeded with ``scale`` and asked only for what that loss reaches."""
-        self._rows = self._arena.rows([group for group in self._plan.groups if group.shared])
+        count = self._processes.size
+        with self._processes.together():
+            self._take(scale / count if count > 1 else scale)
+        layout = self._plan, self._rows
+        if count > 1:
+            given = self._params.given or ()
+            layout, self._values = average(layout, self._values, given, self._processes, self._memory.common)
+        window = self._memory.window
+        if window is not None:
+            window.open()
+            names, layout = layout[0].names, window.rows(layout)
+            self._values = window.losses(names, self._values, layout[0].names)
+        self._plan, self._rows = layout
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Which columns of which rows belong to which problem."""
+        shared = [rows for rows in self._rows if rows.group.shared]
+        problem_of, self.problems = self._problems([rows.group for rows in shared])
         self._runs = [
             (rows, run)
-            for rows, problems in zip(self._rows, self._problem_of, strict=True)
+            for rows, problems in zip(shared, problem_of, strict=True)
             for run in runs(problems, rows.bounds)
         ]
+        self._runs += [(rows, Run(slice(rows.bounds[-1]), None)) for rows in self._rows if not rows.group.shared]
+
+    def _problems(self, groups: list[Group]) -> tuple[list[list[int | None]], tuple[str, ...]]:
+        return self._partition.split(groups, self._plan.names, self._params)
+
+    def _take(self, scale: Tensor) -> None:
+        """The gradients of this process and batch."""
+        whole = self._processes.size > 1 or self._memory.window is not None
+        self._rows = self._memory.arena.rows([group for group in self._plan.groups if group.shared or whole])
         rows_of = {rows.group: rows for rows in self._rows}
         # The joint loss has the largest graph: last, so that it is freed as it is traversed.
         order = sorted(range(len(self._losses.names)), key=lambda i: self._losses.names[i] == JOINT)
@@ -53,12 +103,21 @@ class ParameterCapture:
             found = iter(gradients(self._losses.tensors[loss], wanted, scale, retain=loss != order[-1]))
             for group in groups:
                 own = [(parameter, next(found)) for parameter in group.parameters]
-                if group.shared:
+                if group in rows_of:
                     rows_of[group].write(group.losses.index(loss), [grad for _, grad in own])
                     continue
                 defined = [(parameter, grad) for parameter, grad in own if grad is not None]
                 if defined:
                     self._exclusive.append(_Exclusive(loss, [p for p, _ in defined], [g for _, g in defined]))
+
+    def losses(self) -> tuple[tuple[str, ...], Tensor]:
+        """The losses of this batch, as means over the processes that have them and over the micro-batches so far."""
+        return self._plan.names, self._values
+
+    @property
+    def batches(self) -> int:
+        """How many micro-batches these gradients are the sum of."""
+        return 1 if self._memory.window is None else self._memory.window.batches
 
     def reach(self) -> tuple[tuple[int, ...], ...]:
         """Per problem, the losses that meet in it."""
@@ -73,31 +132,45 @@ class ParameterCapture:
 
         ``(K, K)`` for one problem, ``(S, K, K)`` for a partition into ``S``.
         """
-        count = len(self._losses.names)
-        shape = (1 if self._single else len(self.problems), count, count)
+        count = len(self._plan.names)
+        single = self._partition.single
+        shape = (1 if single else len(self.problems), count, count)
         total = torch.zeros(shape, dtype=torch.float64, device=self._losses.tensors[0].device)
         for rows, run in self._runs:
             if run.problem is not None:
                 add_block(total[run.problem], gramian(rows.flat[:, run.columns]), rows.group.losses)
-        for part in self._exclusive if exclusive else ():
-            add_block(total[0], squared_norm(part.grads), (part.loss,))
-        return total[0] if self._single else total
+        if exclusive:
+            alone = [(part.loss, part.grads) for part in self._exclusive]
+            alone += [(r.group.losses[0], [r.flat[0]]) for r in self._rows if not r.group.shared]
+            for loss, grads in alone:
+                add_block(total[0], squared_norm(grads), (loss,))
+        return total[0] if single else total
 
     def write(self, weights: Tensor) -> None:
         """Accumulate the weighted sum of the captured gradients into ``.grad``, and forget them.
 
         ``weights`` is ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
         """
+        fused = self._fuse(weights)
+        if self._memory.window is not None:
+            self._memory.window.write((self._plan, self._rows), fused)
+            return
+        for parameters, grads in fused:
+            accumulate(parameters, grads)
+
+    def _fuse(self, weights: Tensor) -> Written:
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
-        fused = {rows: rows.output() for rows in self._rows}
+        out = {rows: rows.output() for rows in self._rows}
         for rows, run in self._runs:
             own = plain if weights.dim() == 1 or run.problem is None else weights[run.problem]
             own = select(own, rows.group.losses).to(rows.flat.device)
-            combine(rows.flat[:, run.columns], own, out=fused[rows][run.columns])
-        for rows, row in fused.items():
+            combine(rows.flat[:, run.columns], own, out=out[rows][run.columns])
+        fused: Written = []
+        for rows, row in out.items():
             # What no loss gave a gradient keeps its .grad, None included: zero would make an optimizer step it.
             given = list(zip(rows.group.parameters, rows.views(row), rows.defined, strict=True))
-            accumulate([p for p, _, defined in given if defined], [view for _, view, defined in given if defined])
+            fused.append(([p for p, _, defined in given if defined], [view for _, view, defined in given if defined]))
         for part in self._exclusive:
-            accumulate(part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device)))
+            fused.append((part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device))))
         self._exclusive = []
+        return fused

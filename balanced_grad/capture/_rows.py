@@ -26,6 +26,11 @@ class Rows:
         self.defined = [False] * len(group.parameters)
         self._output: tuple[Tensor, int | None] | None = None
 
+    @staticmethod
+    def row_bytes(group: Group) -> int:
+        """Bytes of one row, without making any."""
+        return _layout(group.parameters)[1] * group.parameters[0].dtype.to_real().itemsize
+
     def views(self, row: Tensor) -> list[Tensor]:
         """One view per parameter into a flat ``(D,)`` row."""
         if self.group.parameters[0].is_complex():
@@ -72,12 +77,21 @@ class Rows:
                 view.zero_()
                 continue
             if grad.is_sparse:
+                who = "is reached by several losses" if self.group.shared else "its gradients are kept or averaged here"
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(grad.shape)} has sparse gradients and is reached by several losses; "
+                    f"a parameter of shape {tuple(grad.shape)} has sparse gradients, and {who}; "
                     "build its embedding with sparse=False, or use a losses-only balancer such as Uniform or MIMO"
                 )
             self.defined[position] = True
             view.copy_(grad)
+
+    def places(self) -> list[tuple[int, Tensor, int, Tensor]]:
+        """Every loss, parameter, the parameter's position and the view that holds what they have in common."""
+        return [
+            (loss, parameter, position, view)
+            for loss, views in zip(self.group.losses, self._views, strict=True)
+            for position, (parameter, view) in enumerate(zip(self.group.parameters, views, strict=True))
+        ]
 
 
 class Arena:

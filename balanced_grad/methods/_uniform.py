@@ -37,6 +37,8 @@ class Uniform(Balancer):
         tensor([8.])
     """
 
+    needs_losses = False
+
     def __init__(
         self,
         weights: Mapping[str, float] | None = None,

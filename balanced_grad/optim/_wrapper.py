@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,6 +12,8 @@ from balanced_grad.optim._groups import Members, ModalityGroups
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
 from balanced_grad.optim._scaled_update import ScaledUpdate
 from balanced_grad.optim._silence import SilenceWatch
+
+Accumulate = Literal["gradients", "rows"]
 
 
 def _of_base(name: str) -> Any:
@@ -44,11 +46,17 @@ class BalancedOptimizer(Optimizer):
         modalities: ``ModalityGroups``, or its mapping of name -> module or parameters. Needed by methods that scale
             updates; default: the balancer's own ``modalities`` if it has them. A modality that has received no
             gradient in 100 steps in a row is reported once, by a warning.
+        accumulate: what is added up where several backwards go into one step: the balanced ``"gradients"`` of
+            each micro-batch (default, as without this class), or the per-loss gradients, the ``"rows"``: then
+            the weights are those of one large batch. After each backward ``.grad`` holds the fusion of all rows
+            since the last step, so loss scaling and clipping need nothing special. A step ends with ``step()`` or
+            ``zero_grad()`` of this optimizer. Costs two more copies of the gradients of all losses.
 
     Raises:
         TypeError: if ``base`` is no optimizer instance or ``balancer`` no balancer.
-        ValueError: if ``base`` hides another ``BalancedOptimizer``, or holds no parameter of any modality; in
-            ``step``, before anything has moved, if the balancer scales a modality that is not named; in
+        ValueError: for ``accumulate="rows"`` with a balancer that takes no per-loss gradients at the parameters, or
+            where they are sharded; if ``base`` hides another ``BalancedOptimizer``, or holds no parameter of any
+            modality; in ``step``, before anything has moved, if the balancer scales a modality that is not named; in
             ``load_state_dict``, with everything as before, if another method wrote the balancer's state.
 
     Examples:
@@ -82,6 +90,7 @@ class BalancedOptimizer(Optimizer):
         balancer: Balancer,
         *,
         modalities: ModalityGroups | Mapping[str, Members] | nn.ModuleDict | None = None,
+        accumulate: Accumulate = "gradients",
     ) -> None:
         # No super().__init__(): it would give this object groups, state and hooks of its own.
         self.base = _checked(base)
@@ -91,6 +100,9 @@ class BalancedOptimizer(Optimizer):
         self.modalities = _groups(modalities, balancer)
         self._watch = SilenceWatch(self.modalities)
         self._check_modalities()
+        if accumulate not in get_args(Accumulate):
+            raise ValueError(f"accumulate={accumulate!r}: choose one of {get_args(Accumulate)}")
+        balancer.accumulate_rows(accumulate == "rows")
         balancer.resolve_target(is_scale_invariant(self.base))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -107,15 +119,19 @@ class BalancedOptimizer(Optimizer):
         with self._ahead_of_hooks(update.finish):
             if closure is None:
                 begin()
-                return self.base.step()
-            return self.base.step(_then_once(closure, begin))
+                result = self.base.step()
+            else:
+                result = self.base.step(_then_once(closure, begin))
+        self.balancer.end_step()
+        return result
 
     # torch wraps step() of each optimizer class to run the hooks; the base optimizer's step() runs them already.
     step.hooked = True  # type: ignore[attr-defined]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """The base optimizer's."""
+        """The base optimizer's; rows that were accumulated are dropped with the gradients."""
         self.base.zero_grad(set_to_none=set_to_none)
+        self.balancer.end_step()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base optimizer's."""

@@ -1,0 +1,116 @@
+from typing import Any, Protocol
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from balanced_grad.attachment._heads import Heads
+from balanced_grad.attachment._mute import Muted
+from balanced_grad.attachment._tasks import fitted, task_loss
+from balanced_grad.capture import JOINT
+from balanced_grad.methods import Task, scores
+
+
+class Source(Protocol):
+    """Where uni-modal logits of the last batch come from.
+
+    ``cut`` names the trainable encoders whose output came without a graph.
+    """
+
+    cut: set[str]
+
+    def logits(self) -> dict[str, Tensor]:
+        """Modality -> ``(..., outputs)``, for the modalities the batch has."""
+
+    def release(self) -> None:
+        """Forget the last batch."""
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+
+
+class Attachment(nn.Module):
+    """Uni-modal logits, losses and scores of a model's last batch, made by ``bg.attach``.
+
+    A module whose parameters and checkpoint are the heads alone. It holds what it needs of the last batch until
+    ``losses`` has been called or the next forward begins.
+    """
+
+    def __init__(self, source: Source, task: Task, heads: Heads | None, muted: Muted | None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.task = task
+        self.muted = muted
+        self._source = source
+        self._detached: dict[str, Tensor] = {}
+        self._optimizers: list[ref[Optimizer]] = []
+
+    def logits(self) -> dict[str, Tensor]:
+        """Modality -> ``(..., outputs)`` logits from it alone, with a graph, for the modalities of the last batch."""
+        found = self._source.logits()
+        if not found:
+            raise RuntimeError(
+                "there is no batch since the last losses(): call the model, then losses(), once per batch, and name "
+                "encoders that the model's forward calls"
+            )
+        return found
+
+    def losses(self, joint: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        """``{"joint": joint, modality: loss, ...}`` for a balancer, and the last batch released.
+
+        Args:
+            joint: the model's own loss; None where the batch has none.
+            labels: ``(B,)`` classes, of which -100 are left out; ``(B, outputs)`` of 0 or 1; or ``(B,)`` or
+                ``(B, outputs)`` targets.
+        """
+        logits = {name: fitted(self.task, found, labels) for name, found in self.logits().items()}
+        cut = sorted(self._source.cut)
+        self._source.release()
+        if cut and joint is not None and joint.requires_grad:
+            raise RuntimeError(
+                f"the encoders {cut} returned outputs without a graph, so their uni-modal losses would train the heads "
+                "only: use checkpoint(..., use_reentrant=False) around them, or stop_gradient=True if that is meant"
+            )
+        self._detached = {name: found.detach() for name, found in logits.items()}
+        out = {} if joint is None else {JOINT: joint}
+        return out | {name: task_loss(self.task, found, labels) for name, found in logits.items()}
+
+    def scores(self, labels: Tensor) -> dict[str, Tensor | None]:
+        """How well each modality alone predicts the last batch: ``bg.scores``, before or after ``losses``."""
+        with torch.no_grad():
+            fresh = self._source.logits()
+        if not (fresh or self._detached):
+            self.logits()  # says what is missing
+        logits = fresh or self._detached
+        return scores({name: fitted(self.task, found, labels) for name, found in logits.items()}, labels, self.task)
+
+    def add_to(self, optimizer: Optimizer, **options: Any) -> None:
+        """Give the heads to the optimizer as a parameter group of their own, with its defaults or these ``options``.
+
+        Before the first batch or later, but before a scheduler is made. ``detach`` takes the group out again.
+        """
+        if self.heads is None:
+            raise ValueError("there are no heads to train: split= and mute= take uni-modal logits from the model")
+        named = any("param_names" in group for group in optimizer.param_groups)
+        optimizer.add_param_group({"params": list(self.named_parameters() if named else self.parameters()), **options})
+        self._optimizers.append(ref(optimizer))
+
+    def detach(self) -> None:
+        """Leave no trace in the model and the optimizers: no hook, no parameter group, no optimizer state."""
+        self._source.remove()
+        self._detached = {}
+        ours = {id(parameter) for parameter in self.parameters()}
+        for optimizer in filter(None, (reference() for reference in self._optimizers)):
+            groups = optimizer.param_groups
+            groups[:] = [group for group in groups if not ours.issuperset(map(id, group["params"]))]
+            for parameter in self.parameters():
+                optimizer.state.pop(parameter, None)
+        self._optimizers = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_optimizers": []}  # a copy's heads are in no optimizer
+
+    def extra_repr(self) -> str:
+        """Settings."""
+        return f"task={self.task!r}"

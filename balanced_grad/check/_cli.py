@@ -1,0 +1,93 @@
+"""``balanced-grad check``: from a script to its plan."""
+
+import argparse
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from balanced_grad import check
+
+_RETURNS = "it must return (model, losses), or the losses: a mapping such as {'joint': loss, 'audio': audio_loss}"
+
+
+class ScriptError(Exception):
+    """What is wrong with the user's script, and what to write instead."""
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "check",
+        help="print which loss reaches which parameters of your model, and what balancing will cost",
+        description=check.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=partial(main, parser))
+    parser.add_argument("target", metavar="FILE.py:FUNCTION", help="a function that returns (model, losses)")
+
+
+def main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Print the plan; status 1 with an explanation where the script does not give one."""
+    file, colon, name = args.target.rpartition(":")
+    if not (colon and file and name):
+        parser.error(f"{args.target!r} names no function; write FILE.py:FUNCTION, such as train.py:first_batch")
+    if not Path(file).is_file():
+        parser.error(f"there is no file {file!r}")
+    try:
+        losses, model = result_of(load(Path(file), name), args.target)
+        report = _told(lambda: check.check(losses, model), f"the losses of {args.target} cannot be balanced")
+    except ScriptError as error:
+        print(f"balanced-grad check: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    return 0
+
+
+def load(file: Path, name: str) -> Callable[[], object]:
+    """The function of that name in the script, whose ``__main__`` part is not run."""
+    sys.path.insert(0, str(file.resolve().parent))  # the script's own imports, as python FILE.py finds them
+    try:
+        found = _told(lambda: runpy.run_path(str(file)), f"{file} cannot be loaded")
+    finally:
+        sys.path.pop(0)
+    if name not in found or not callable(found[name]):
+        own = [key for key, value in found.items() if getattr(value, "__module__", None) == "<run_path>"]
+        known = f"it has {', '.join(own)}" if own else "it has none"
+        raise ScriptError(f"{file} has no function {name!r}; {known}")
+    function: Callable[[], object] = found[name]
+    return function
+
+
+def result_of(function: Callable[[], object], target: str) -> tuple[Mapping[str, Any], nn.Module | None]:
+    """Losses and model from what the function returns."""
+    result = _told(function, f"{target} fails when called without arguments; {_RETURNS}")
+    if isinstance(result, tuple) and len(result) == 2:
+        model, losses = result
+        if not isinstance(model, nn.Module):
+            raise ScriptError(f"the first thing that {target} returns is of type {type(model).__name__}; {_RETURNS}")
+    else:
+        model, losses = None, result
+    if not isinstance(losses, Mapping):
+        raise ScriptError(f"{target} returns an object of type {type(losses).__name__}; {_RETURNS}")
+    return losses, model
+
+
+def _told(function: Callable[[], Any], what: str) -> Any:
+    """Call what may fail for a reason of the user's, and say where in the script it did."""
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        ours = str(Path(__file__).parent.parent)
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not frame.filename.startswith((ours, "<frozen"))
+        ]
+        where = "".join(traceback.format_list(frames))
+        raise ScriptError(f"{what}\n{where}{type(error).__name__}: {error}") from error

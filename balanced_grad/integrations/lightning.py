@@ -1,0 +1,33 @@
+"""A callback for Lightning; needs ``lightning``."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.integrations._values import log_values
+
+
+class BalanceLogger(Callback):
+    """Adds losses, weights and conflict of every training batch to the module's logs; see ``log_values``.
+
+    Give it to the trainer: ``Trainer(callbacks=[BalanceLogger(balancer)])``. Nothing waits for the device: Lightning
+    reads values when it logs them, every ``log_every_n_steps``.
+
+    Args:
+        balancer: the balancer whose scalar ``training_step`` returns.
+        prefix: of every name. Default ``"balance/"``.
+
+    Examples: see the page on trainers.
+    """
+
+    def __init__(self, balancer: Balancer, prefix: str = "balance/") -> None:
+        self.balancer = balancer
+        self.prefix = prefix
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called by Lightning."""
+        values = log_values(self.balancer.last, self.prefix)
+        pl_module.log_dict({name: value.float() for name, value in values.items()}, batch_size=1)

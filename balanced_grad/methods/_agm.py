@@ -1,0 +1,178 @@
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import eager
+from balanced_grad.methods._comparison import across_ranks
+from balanced_grad.methods._shapley import combined, shapley
+from balanced_grad.records import Problem, Weighting
+
+Muted = Callable[[tuple[str, ...]], Tensor]
+
+
+class AGM(Balancer):
+    """Adaptive gradient modulation: the logits' Shapley share of each modality learns faster where it lags.
+
+        φ_m = Shapley value of modality m in the logits f;  for two:  φ_a = ½ (f(a, v) - f(0, v) + f(a, 0)),
+              so that Σ_m φ_m = f(a, v)
+        s_m = L(φ_m, y)
+        r_m = exp(M / (M - 1) (mean s - s_m)),   τ_m = the same of the running means of s
+        κ_m = exp(α min(τ_m - r_m, limit)),   the factor on the gradient that flows back into φ_m
+
+    ``logits`` takes the ordinary forward's logits and a callback for the passes with modalities muted, and returns
+    the same logits with that gradient behind them. With ``d`` the gradient at the logits, the full pass of two
+    modalities receives ``(κ_a + κ_v)/2 d``, the one with audio alone ``(κ_a - κ_v)/2 d``, the other its negative.
+    So no parameter groups are needed and no optimizer cancels it by parameter; the price is the muted passes, 2
+    for two modalities and 6 for three.
+
+    Args:
+        modalities: names, in any order.
+        alpha: ``α ≥ 0``. Default 1.5 (CREMA-D); the author's settings are 2.5 for AV-MNIST and 4 to 6 for UR-FUNNY.
+        limit: largest ``τ - r``. Default 10, as published for two modalities; 7 for three.
+        loss: ``(logits, labels) -> scalar`` that scores a share. Default: cross-entropy.
+
+    In a step in which a modality has no running mean yet, as in the first one, every ``κ`` is 1. A score that is
+    not finite enters no running mean.
+
+    Raises:
+        ValueError: for fewer than two modalities or a name twice, a negative ``alpha`` or ``limit``, muted logits of
+            another shape.
+
+    Source: Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation" (2023), and its
+    released code, which runs the muted passes in eval mode and clips the whole model's gradient to norm 1 when the
+    head's exceeds 1. For more than two modalities, the Shapley value with ``f(nothing) = 0`` is our reading.
+
+    Examples:
+        >>> import torch
+        >>> import balanced_grad as bg
+        >>> inputs = {"audio": torch.ones(4, 3), "video": torch.ones(4, 5)}
+        >>> labels = torch.tensor([0, 1, 0, 1])
+        >>> encoders = torch.nn.ModuleDict({name: torch.nn.Linear(x.shape[1], 2) for name, x in inputs.items()})
+        >>> def model(present):
+        ...     return sum(encoders[name](x if name in present else torch.zeros_like(x)) for name, x in inputs.items())
+        >>> balancer = bg.AGM(("audio", "video"))
+        >>> logits = balancer.logits(model(("audio", "video")), model, labels)
+        >>> balancer({"joint": torch.nn.functional.cross_entropy(logits, labels)}).backward()
+        >>> balancer.last.to_dict()["coefficients"]
+        {'audio': 1.0, 'video': 1.0}
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        alpha: float = 1.5,
+        *,
+        limit: float = 10.0,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ) -> None:
+        super().__init__()
+        names = tuple(modalities)
+        if isinstance(modalities, str) or len(set(names)) < max(2, len(names)):
+            raise ValueError(f"modalities={modalities!r}: give two or more different names, e.g. ('audio', 'video')")
+        for setting, value in (("alpha", alpha), ("limit", limit)):
+            if not value >= 0:
+                raise ValueError(f"{setting}={value!r}: give a number >= 0")
+        self.modalities = names
+        self.alpha = alpha
+        self.limit = limit
+        self.loss = loss
+        self.register_buffer("total", torch.zeros(len(names)))  # of the scores of all training steps
+        self.register_buffer("count", torch.zeros(len(names)))
+        self._latest: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = {}, {}  # scores, coefficients
+
+    def weigh(self, problem: Problem) -> Weighting:
+        """1 for every loss: what is balanced is inside the logits."""
+        return Weighting(torch.ones_like(problem.losses), problem.losses.sum())
+
+    @eager
+    def logits(self, full: Tensor, muted: Muted, labels: Tensor, present: Sequence[str] | None = None) -> Tensor:
+        """The same logits as ``full``, with the modulated gradient behind them.
+
+        Args:
+            full: ``(B, ...)`` logits of the ordinary forward.
+            muted: ``present -> logits``: run the model with all other modalities muted, for example by zeros, with
+                gradients. Called once per non-empty proper subset of the modalities.
+            labels: what ``loss`` compares with.
+            present: the modalities that this batch has; default: all.
+        """
+        if not torch.is_grad_enabled():
+            return full
+        if not callable(muted):
+            raise TypeError(
+                f"muted is {muted!r}; give a function from the modalities present to logits, such as the muted of "
+                "bg.attach(..., mute=...)"
+            )
+        names = self.modalities if present is None else tuple(name for name in self.modalities if name in present)
+        unknown = set(present or ()) - set(self.modalities)
+        if unknown or not names:
+            raise ValueError(f"present={present!r}: give at least one of {list(self.modalities)} and nothing else")
+        subsets, shares = shapley(len(names), full.device)
+        passes = [full] + [self._pass(muted, tuple(names[index] for index in subset), full) for subset in subsets[1:]]
+        with torch.autocast(full.device.type, enabled=False):
+            scores = self._scores(passes, shares, labels, names)
+            coefficients = dict(zip(self.modalities, self._coefficients(scores).unbind(), strict=True))
+            factors = shares @ torch.stack([coefficients[name] for name in names])
+        self._observe(scores)
+        row = dict(zip(self.modalities, scores.unbind(), strict=True))
+        self._latest = {name: row[name] for name in names}, coefficients
+        return combined(passes, factors)
+
+    @staticmethod
+    def _pass(muted: Muted, present: tuple[str, ...], full: Tensor) -> Tensor:
+        found = muted(present)
+        if found.shape != full.shape:
+            raise ValueError(
+                f"the logits with only {list(present)} have shape {tuple(found.shape)}, "
+                f"those of all {tuple(full.shape)}"
+            )
+        return found
+
+    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The scalar to call ``backward()`` on: the plain sum of the losses; see ``Balancer.forward``."""
+        scalar: Tensor = super().forward(losses, features)
+        if self.last is not None and torch.is_grad_enabled():
+            self.last = replace(self.last, scores=self._latest[0], coefficients=self._latest[1])
+            self._latest = {}, {}
+        return scalar
+
+    @torch.no_grad()
+    def _scores(self, passes: list[Tensor], shares: Tensor, labels: Tensor, names: tuple[str, ...]) -> Tensor:
+        """``(M,)`` loss of each modality's share, NaN for the missing ones; the same in all processes."""
+        dtype = torch.promote_types(passes[0].dtype, shares.dtype)
+        values = torch.tensordot(shares.t().to(dtype), torch.stack([found.to(dtype) for found in passes]), 1)
+        found = dict(zip(names, values.unbind(), strict=True))
+        row = [self.loss(found[name], labels).reshape(()) if name in found else None for name in self.modalities]
+        return across_ranks(torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row]))
+
+    def _coefficients(self, scores: Tensor) -> Tensor:
+        """``(M,)`` factors ``κ``."""
+        there = scores.isfinite()
+        self.total, self.count = self.total.to(scores.device), self.count.to(scores.device)
+        now = _advantage(scores, there)
+        usual = _advantage(self.total / self.count, there)
+        factors = torch.exp(self.alpha * (usual - now).clamp_max(self.limit))
+        return torch.where(factors.isfinite(), factors, 1)
+
+    def _observe(self, scores: Tensor) -> None:
+        if self.training:
+            there = scores.isfinite()
+            self.total += torch.where(there, scores, 0)
+            self.count += there
+
+    def extra_repr(self) -> str:
+        """Settings."""
+        return f"{self.modalities}, alpha={self.alpha}, limit={self.limit}{self._base_repr()}"
+
+
+def _advantage(losses: Tensor, there: Tensor) -> Tensor:
+    """``exp(M/(M-1) (mean - loss))`` over the modalities that are there; not finite where it is not defined."""
+    count = there.sum()
+    mean = torch.where(there, losses, 0).sum() / count
+    return torch.where(there, torch.exp(count / (count - 1) * (mean - losses)), torch.nan)

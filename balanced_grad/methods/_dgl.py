@@ -1,0 +1,120 @@
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import JOINT, Losses, eager, on_backward
+from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
+from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.records import Problem, Step, Weighting
+
+
+class DGL(Balancer):
+    """Disentangled gradient learning: encoders learn from their uni-modal loss only, all else from the joint one.
+
+        encoder m:                              α ∂L_m
+        what the joint loss reaches otherwise:  ∂L_joint
+        what no joint loss reaches (a head of its own):  α ∂L_m
+
+    So the joint loss does not hold an encoder back, and a uni-modal loss does not disturb the fusion. One
+    backward per loss, each through its own parameters only, together about two.
+
+    An encoder without a uni-modal loss in a batch learns nothing from it.
+
+    Args:
+        modalities: ``ModalityGroups``, or a mapping of name -> encoder (modules or parameters); the names are
+            those of the uni-modal losses.
+        alpha: ``α > 0``. Default 4; published settings are 4 to 5, with gradients clipped to norm 40.
+
+    Raises:
+        ValueError: for an ``alpha`` that is not positive, a loss of a modality that is not named, a uni-modal loss
+            that reaches no parameter of its encoder.
+        RuntimeError: for ``create_graph=True``, a second ``backward()``, or a ``DistributedDataParallel`` with
+            ``static_graph``.
+
+    Source: "DGL", disentangled gradient learning (2025), from a description of its released code: the uni-modal
+    logits there come from the shared head with the other half of the features zeroed. Heads of their own, which
+    get ``α ∂L_m``, are our reading.
+
+    Examples:
+        >>> import torch
+        >>> import balanced_grad as bg
+        >>> encoder, head = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+        >>> balancer = bg.DGL({"audio": encoder}, alpha=4.0)
+        >>> balancer({"joint": (2 * encoder * head).sum(), "audio": (encoder * head).sum()}).backward()
+        >>> encoder.grad, head.grad  # 4 of its own loss; 2 of the joint loss
+        (tensor([4.]), tensor([2.]))
+    """
+
+    def __init__(self, modalities: Modalities, alpha: float = 4.0) -> None:
+        super().__init__()
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"alpha={alpha!r}: give a positive number")
+        self.modalities = grouped(modalities)
+        self.alpha = alpha
+
+    def weigh(self, problem: Problem) -> Weighting:
+        """1 for the joint loss, ``α`` for the uni-modal ones, each where it acts."""
+        # Fills rather than torch.tensor(weights): a copy from the host would make a GPU wait.
+        weights = [problem.losses.new_full((), 1.0 if name == JOINT else self.alpha) for name in problem.names]
+        return Weighting(torch.stack(weights))
+
+    @eager
+    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
+        if features is not None:
+            raise ValueError("DGL uses no features; write balancer(losses)")
+        given = Losses.check(losses)
+        problem = Problem(given.names, given.values())
+        weighting = self.weigh(problem)
+        value = weighting.objective(problem)
+        if not torch.is_grad_enabled():
+            return value
+        given.require_graph()
+        inputs = self._inputs(given)
+        self.last = Step(problem.names, problem.losses, weighting.weights)
+        return on_backward(value, lambda scale: _run(given, weighting.weights * scale, inputs))
+
+    def _inputs(self, losses: Losses) -> list[list[Tensor]]:
+        """Per loss, the parameters it trains; no parameter is trained by the joint and another loss."""
+        owner: dict[Tensor, str] = {}
+        for name in self.modalities.names:
+            owner |= dict.fromkeys(trainable(self.modalities, name, "DGL"), name)
+        leaves = {name: _leaves(name, loss) for name, loss in zip(losses.names, losses.tensors, strict=True)}
+        joint = {leaf for leaf in leaves.get(JOINT, []) if leaf not in owner}
+        inputs: list[list[Tensor]] = []
+        for name in losses.names:
+            if name == JOINT:
+                inputs.append([leaf for leaf in leaves[name] if leaf in joint])
+                continue
+            inputs.append([leaf for leaf in leaves[name] if owner.get(leaf, name) == name and leaf not in joint])
+            if name not in self.modalities.names:
+                raise ValueError(f"loss {name!r} has no encoder; the modalities are {list(self.modalities.names)}")
+            if not any(leaf in owner for leaf in inputs[-1]):
+                raise ValueError(
+                    f"loss {name!r} reaches no parameter of modalities[{name!r}], so its encoder would learn "
+                    "nothing; name the encoder that this loss is computed from, without detach()"
+                )
+        return inputs
+
+    def extra_repr(self) -> str:
+        """Settings."""
+        return f"{self.modalities}, alpha={self.alpha}"
+
+
+def _leaves(name: str, loss: Tensor) -> list[Tensor]:
+    leaves, sinks = reached(name, loss, [SINK])
+    refuse_static_graph(name, sinks)
+    return leaves
+
+
+def _run(losses: Losses, seeds: Tensor, inputs: list[list[Tensor]]) -> None:
+    """One backward per loss, the joint one last: it frees the largest graph."""
+    order = sorted(range(len(inputs)), key=lambda index: losses.names[index] == JOINT)
+    for index in order:
+        if inputs[index]:
+            loss, seed = losses.tensors[index], seeds[index]
+            retain = index != order[-1]
+            torch.autograd.backward([loss], [seed.to(loss.dtype)], inputs=inputs[index], retain_graph=retain)

@@ -1,0 +1,170 @@
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import Losses, backward, eager, on_backward
+from balanced_grad.methods._comparison import Scores, Window, across_ranks, aligned
+from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.records import Problem, Step, Weighting
+
+Target = Literal["gradient", "update"]
+Hook = Callable[[Tensor], Tensor]
+
+
+class Modulation(Balancer, ABC):
+    """Base of the methods that multiply each encoder's gradient, or its update, by one coefficient.
+
+    ``balancer(losses, scores=...)`` has the value of the plain sum of the losses. Its ``backward()`` is one
+    ordinary backward, in which the gradient that arrives at each parameter of encoder ``m`` is multiplied by
+    ``k_m`` before it is accumulated. A subclass implements ``modulate``, from scores to coefficients.
+
+    Args:
+        modalities: ``ModalityGroups``, or a mapping of name -> encoder (modules or parameters).
+        target: what is multiplied: the ``"gradient"``, or the ``"update"`` that a ``BalancedOptimizer`` makes of
+            it, because optimizers of the Adam type cancel a factor on the gradient. None (default): the update
+            where a ``BalancedOptimizer`` says that its base optimizer would cancel it, else the gradient.
+        stop_after: modulate in the first so many training steps only; None (default): in all.
+
+    Raises:
+        ValueError: for an unknown target, a negative ``stop_after``, scores of modalities not named.
+        RuntimeError: for ``target="update"`` without a ``BalancedOptimizer``.
+    """
+
+    def __init__(self, modalities: Modalities, *, target: Target | None = None, stop_after: int | None = None) -> None:
+        super().__init__()
+        if target is not None and target not in get_args(Target):
+            raise ValueError(f"target={target!r}: choose one of {get_args(Target)}, or None")
+        if stop_after is not None and stop_after < 0:
+            raise ValueError(f"stop_after={stop_after!r}: give a number of training steps >= 0, or None")
+        self.modalities = grouped(modalities)
+        self.target = target
+        self.stop_after = stop_after
+        self._resolved: Target | None = None  # by a BalancedOptimizer
+        self._steps = 0
+        self._window = Window()
+
+    @abstractmethod
+    def modulate(self, scores: Tensor) -> Tensor:
+        """Finite or NaN (missing) scores ``(M,)`` -> coefficients ``(M,)``; one that is not finite means 1."""
+
+    def hook(self, coefficient: Tensor | None) -> Hook | None:
+        """What becomes of a gradient on its way to a parameter of an encoder; no coefficient: it is not scaled."""
+        if coefficient is None:
+            return None
+        return lambda gradient: gradient * coefficient.to(gradient.device, gradient.dtype)
+
+    def weigh(self, problem: Problem) -> Weighting:
+        """1 for every loss: what is balanced are the encoders."""
+        return Weighting(torch.ones_like(problem.losses))
+
+    @eager
+    def forward(
+        self,
+        losses: Mapping[str, Tensor | None],
+        features: Mapping[str, Tensor] | None = None,
+        *,
+        scores: Scores | None = None,
+    ) -> Tensor:
+        """The scalar to call ``backward()`` on.
+
+        Args:
+            losses: see ``Balancer.forward``. Their plain sum is what is trained.
+            features: not used by methods of this kind.
+            scores: modality -> how well it alone predicts this batch, positive, larger is better (see
+                ``bg.scores``); None or left out where it is missing. Default: ``exp(-L_m)`` of the uni-modal
+                losses, for a cross-entropy the geometric mean of the right class's probability.
+        """
+        if features is not None:
+            raise ValueError(f"{type(self).__name__} uses no features; write balancer(losses, scores={{...}})")
+        given = Losses.check(losses)
+        problem = Problem(given.names, given.values())
+        weights = self.weigh(problem).weights
+        if not torch.is_grad_enabled():
+            return problem.losses.sum()
+        given.require_graph()
+        scores = self._default(problem) if scores is None else scores
+        names = self.modalities.names
+        seen = across_ranks(aligned(names, scores, problem.losses))
+        active = self.stop_after is None or self._steps < self.stop_after
+        coefficients = self._coefficients(seen) if active else torch.ones_like(seen)
+        hooks = self._hooks(coefficients) if active else []
+        # Nothing can fail from here on: a refused step leaves the state as it was.
+        self._window.observe(seen if active else None)
+        self._steps += self.training
+        self.last = Step(
+            problem.names,
+            problem.losses,
+            weights,
+            scores={name: score for name, score in zip(names, seen, strict=True) if scores.get(name) is not None},
+            coefficients=dict(zip(names, coefficients.unbind(), strict=True)),
+        )
+        return on_backward(problem.losses.sum(), lambda scale: _run(given, weights, scale, hooks))
+
+    def update_scales(self) -> Mapping[str, Tensor]:
+        """``k_m`` per modality where updates are the target, from the mean scores of the batches since the last step.
+
+        Asked again before the next batch, the answer is the same.
+        """
+        mean = self._window.close()
+        if self._resolved != "update" or mean is None:
+            return {}
+        return dict(zip(self.modalities.names, self._coefficients(mean).unbind(), strict=True))
+
+    def resolve_target(self, scale_invariant: bool) -> None:
+        """Called by a ``BalancedOptimizer``: without a target of its own, the method acts where it has an effect."""
+        self._resolved = self.target or ("update" if scale_invariant else "gradient")
+
+    def _default(self, problem: Problem) -> Scores:
+        """Scores from the uni-modal losses."""
+        likelihoods = dict(zip(problem.names, torch.exp(-problem.losses).unbind(), strict=True))
+        scores = {name: likelihoods[name] for name in self.modalities.names if name in likelihoods}
+        if not scores:
+            raise ValueError(
+                f"{type(self).__name__} needs a score per modality: write balancer(losses, scores=bg.scores("
+                f"{{'audio': audio_logits, ...}}, labels)), or give the losses of {list(self.modalities.names)}"
+            )
+        return scores
+
+    def _coefficients(self, scores: Tensor) -> Tensor:
+        coefficients = self.modulate(scores)
+        return torch.where(coefficients.isfinite(), coefficients, 1)
+
+    def _hooks(self, coefficients: Tensor) -> list[tuple[Tensor, Hook]]:
+        """What to do with the gradient of which parameter."""
+        if self.target == "update" and self._resolved is None:
+            raise RuntimeError(
+                "target='update' multiplies what the optimizer does, so the optimizer must be wrapped: write "
+                "bg.BalancedOptimizer(optimizer, balancer), or use target='gradient'"
+            )
+        hooks: list[tuple[Tensor, Hook]] = []
+        for name, coefficient in zip(self.modalities.names, coefficients.unbind(), strict=True):
+            hook = self.hook(None if self._resolved == "update" else coefficient)
+            if hook is not None:
+                hooks += [(parameter, hook) for parameter in trainable(self.modalities, name, type(self).__name__)]
+        return hooks
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Number of training steps, for ``state_dict``."""
+        return {"steps": self._steps}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` gave."""
+        self._steps = state["steps"]
+
+    def extra_repr(self) -> str:
+        """Settings."""
+        return f"{self.modalities}, target={self.target!r}, stop_after={self.stop_after}"
+
+
+def _run(losses: Losses, weights: Tensor, scale: Tensor, hooks: list[tuple[Tensor, Hook]]) -> None:
+    """One ordinary backward with hooks on the encoders' parameters, which go whatever happens."""
+    handles = [parameter.register_hook(hook) for parameter, hook in hooks]  # type: ignore[no-untyped-call]
+    try:
+        backward(losses.tensors, weights, scale, None)
+    finally:
+        for handle in handles:
+            handle.remove()
