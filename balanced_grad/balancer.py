@@ -195,13 +195,6 @@ class Balancer(nn.Module, ABC):
             )
         return FeatureCapture(losses, features, self._params, self._processes)
 
-    def _refuse_processes(self) -> None:
-        if self._processes.size > 1:
-            raise RuntimeError(
-                f"{type(self).__name__} captures per-loss gradients, which are not yet averaged over processes; "
-                "use a losses-only balancer such as Uniform or MIMO for data-parallel training"
-            )
-
     def _balance(
         self,
         capture: Capture,

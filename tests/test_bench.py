@@ -30,6 +30,27 @@ def test_capture_prints_a_ratio_per_variant():
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bench.latent_quality", "synthetic", "--seeds", "1", "--items", "600", "--test", "200"),
+        ("bench.evidence_synthetic", "--seeds", "1"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_studies_print_a_table(arguments):
+    assert "| --- |" in run(*arguments)
+
+
+def test_evidence_study(tmp_path):
+    out = run(
+        "bench.evidence_study", "--datasets", "digits-hard", "--seeds", "1", "--steps", "20",
+        "--out", str(tmp_path / "runs.jsonl"), "--methods", "uni-modal", "Uniform", "BOGC sample, per source",
+    )  # fmt: skip
+    assert "| BOGC sample, per source |" in out
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
     ("file", "keyword"),
     [
         ("test_min_norm.py", "one_at_a_time and 4-"),

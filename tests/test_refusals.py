@@ -89,10 +89,3 @@ class TestRefusals:
     def test_unknown_level(self):
         with pytest.raises(ValueError, match="level='layers': choose one of"):
             bg.MinNorm(level="layers")
-
-    def test_more_than_one_process(self, monkeypatch):
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
-        model = LateFusion()
-        with pytest.raises(RuntimeError, match=r"BOGC captures .* not yet averaged over processes"):
-            bg.BOGC(model.trunk)(model.losses(*make_batch()))

@@ -1,7 +1,8 @@
 """Which loss reaches which parameter, and the gradient each of them sends there."""
 
 from balanced_grad.capture._block import Block, Layers, Modules
-from balanced_grad.capture._block_capture import BlockCapture, SiteRows
+from balanced_grad.capture._block_capture import BlockCapture
+from balanced_grad.capture._block_exchange import SiteRows
 from balanced_grad.capture._eager import eager
 from balanced_grad.capture._features import FeatureCapture
 from balanced_grad.capture._gradients import backward

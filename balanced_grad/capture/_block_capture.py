@@ -1,64 +1,75 @@
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from balanced_grad.capture._block import Block, Site
+from balanced_grad.capture._block_exchange import SiteRows, of_all
 from balanced_grad.capture._gradients import backward, gradients
-from balanced_grad.capture._graph import reached
+from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
+from balanced_grad.capture._inner import select
 from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._plan import ParameterFilter
+from balanced_grad.capture._processes import Processes, merged
 from balanced_grad.capture._taps import KINDS, Tap, taps
 from balanced_grad.capture._write import accumulate
 from balanced_grad.records import LinearCall
 
 
-@dataclass(frozen=True)
-class SiteRows:
-    """The gradients of a site, a row for each loss that reaches it.
+class BlockCapture:
+    """Per-loss gradients at the parameters of a block; all others get one ordinary backward.
 
-    Attributes:
-        losses: positions of these losses.
-        rows: ``(R, D)``, as autograd gave them: times the loss scale.
-        calls: per row what went through the layer, times the loss scale; empty where it was not noted.
+    Over several processes, the block is averaged here, and everything else by what wraps the model.
     """
 
-    site: Site
-    losses: tuple[int, ...]
-    rows: Tensor
-    calls: tuple[LinearCall, ...]
-
-
-class BlockCapture:
-    """Per-loss gradients at the parameters of a block; all others get one ordinary backward."""
-
-    def __init__(self, losses: Losses, block: Block, params: ParameterFilter) -> None:
+    def __init__(self, losses: Losses, block: Block, params: ParameterFilter, processes: Processes) -> None:
         self._losses = losses
         self._block = block
+        self._params = params
+        self._processes = processes
+        self._names, self._values = losses.names, losses.values()
         self._taps: list[list[tuple[GradientEdge, Tap]]] = []
         inside = set(block.parameters)
         outside: dict[Tensor, None] = {}
         used: set[Tensor] = set()
         for name, loss in zip(losses.names, losses.tensors, strict=True):
-            leaves, nodes = reached(name, loss, KINDS if block.linear else ())
-            self._taps.append(taps(nodes))
+            leaves, nodes = reached(name, loss, {SINK, *(KINDS if block.linear else ())})
+            refuse_static_graph(name, (node for node in nodes if type(node) is SINK))
+            self._taps.append(taps(node for node in nodes if type(node) is not SINK))
             for leaf in leaves:
                 if leaf in inside:
                     params.check(leaf, losses.names, [len(self._taps) - 1])
                     used.add(leaf)
                 elif leaf in params:
                     outside[leaf] = None
-        if not used:
+        if not used and processes.size == 1:
             raise ValueError(f"none of the losses {list(losses.names)} reaches the block {block}")
         self._outside = list(outside)
         self._found: list[dict[Tensor, Tensor]] = []
         self._scale: Tensor
 
+    def losses(self) -> tuple[tuple[str, ...], Tensor]:
+        """The losses of this batch, as means over the processes that have them; after ``run``."""
+        return self._names, self._values
+
     def run(self, scale: Tensor) -> list[SiteRows]:
         """Gradients of every loss at the block, each seeded with ``scale``; a backward no further than there."""
         self._scale = scale
+        count = self._processes.size
+        if count == 1:
+            return self._take(scale)
+        with self._processes.together():
+            if any(site.by_index for site in self._block.sites):
+                raise RuntimeError("by_index=True is for one process: heads of different losses are not averaged")
+            found = self._take(scale / count)
+        said = self._processes.agree(self._losses.names)
+        self._names = merged(said)
+        self._values = self._processes.mean(said, self._losses.names, self._values)
+        return of_all(found, self._block, self._losses.names, self._names, self._processes, scale.device)
+
+    def _take(self, scale: Tensor) -> list[SiteRows]:
+        """The gradients of this process."""
         self._found = []
         calls: list[dict[object, list[tuple[Tap, Tensor]]]] = []
         for loss, noted in zip(self._losses.tensors, self._taps, strict=True):
@@ -91,12 +102,34 @@ class BlockCapture:
 
     def write(self, fused: Iterable[tuple[SiteRows, Tensor]], weights: Tensor) -> None:
         """Accumulate each site's fused row into ``.grad``; elsewhere, one backward of the weighted losses."""
+        if self._processes.size > 1:
+            return self._write_beside_wrapper(fused, weights)
         for rows, row in fused:
             for name, head in rows.site.heads.items():
                 self._accumulate(name, head, row.to(rows.rows.dtype))
         self._found = []
         if self._outside:
             backward(self._losses.tensors, weights, self._scale, self._outside)
+        return None
+
+    def _write_beside_wrapper(self, fused: Iterable[tuple[SiteRows, Tensor]], weights: Tensor) -> None:
+        """The same where a wrapper waits for every parameter's gradient: it gets that, and the block then its own."""
+        before = {p: None if p.grad is None else p.grad.clone() for p in self._block.parameters}
+        own = select(weights, tuple(map(self._names.index, self._losses.names)))
+        self._found = []
+        backward(self._losses.tensors, own, self._scale, self._params.inputs)
+        for rows, row in fused:
+            (head,) = rows.site.heads.values()
+            parts = torch.split(row.to(rows.rows.dtype), [parameter.numel() for parameter in head])
+            for parameter, part in zip(head, parts, strict=True):
+                kept, grad = before.pop(parameter), part.view(parameter.shape)
+                grad = grad if kept is None else kept + grad
+                if parameter.grad is None:
+                    accumulate([parameter], [grad])
+                else:
+                    parameter.grad.copy_(grad)  # in place: it may be a view of the wrapper's buffer
+        for parameter, kept in before.items():  # reached by no loss of any process
+            parameter.grad = kept
 
     def _accumulate(self, owner: str, head: tuple[Tensor, ...], row: Tensor) -> None:
         """A fused row into one layer, beside what other losses send to a head of its own."""

@@ -52,7 +52,7 @@ class ParameterCapture:
         self._plan = self._planned(losses, params)
         self._values = losses.values()
         self._rows: list[Rows] = []
-        self._runs: list[tuple[Rows, Run]] = []  # every stretch of columns that one problem's weights apply to
+        self._runs: dict[Rows, list[Run]] = {}  # the stretches of columns that one problem's weights apply to
         self._exclusive: list[_Exclusive] = []
         self.problems: tuple[str, ...] = ()
 
@@ -80,12 +80,8 @@ class ParameterCapture:
         """Which columns of which rows belong to which problem."""
         shared = [rows for rows in self._rows if rows.group.shared]
         problem_of, self.problems = self._problems([rows.group for rows in shared])
-        self._runs = [
-            (rows, run)
-            for rows, problems in zip(shared, problem_of, strict=True)
-            for run in runs(problems, rows.bounds)
-        ]
-        self._runs += [(rows, Run(slice(rows.bounds[-1]), None)) for rows in self._rows if not rows.group.shared]
+        self._runs = {rows: runs(problems, rows.bounds) for rows, problems in zip(shared, problem_of, strict=True)}
+        self._runs |= {r: [Run(slice(0, r.bounds[-1]), None)] for r in self._rows if not r.group.shared}
 
     def _problems(self, groups: list[Group]) -> tuple[list[list[int | None]], tuple[str, ...]]:
         return self._partition.split(groups, self._plan.names, self._params)
@@ -122,9 +118,10 @@ class ParameterCapture:
     def reach(self) -> tuple[tuple[int, ...], ...]:
         """Per problem, the losses that meet in it."""
         found: list[set[int]] = [set() for _ in self.problems]
-        for rows, run in self._runs:
-            if run.problem is not None:
-                found[run.problem].update(rows.group.losses)
+        for rows, own in self._runs.items():
+            for run in own:
+                if run.problem is not None:
+                    found[run.problem].update(rows.group.losses)
         return tuple(tuple(sorted(losses)) for losses in found)
 
     def gramian(self, *, exclusive: bool = False) -> Tensor:
@@ -136,9 +133,13 @@ class ParameterCapture:
         single = self._partition.single
         shape = (1 if single else len(self.problems), count, count)
         total = torch.zeros(shape, dtype=torch.float64, device=self._losses.tensors[0].device)
-        for rows, run in self._runs:
-            if run.problem is not None:
-                add_block(total[run.problem], gramian(rows.flat[:, run.columns]), rows.group.losses)
+        for rows, own in self._runs.items():
+            if all(run.problem is None for run in own):
+                continue
+            parts = gramian(rows.flat, _bounds(own)) if len(own) > 1 else gramian(rows.flat)[None]
+            for run, part in zip(own, parts, strict=True):
+                if run.problem is not None:
+                    add_block(total[run.problem], part, rows.group.losses)
         if exclusive:
             alone = [(part.loss, part.grads) for part in self._exclusive]
             alone += [(r.group.losses[0], [r.flat[0]]) for r in self._rows if not r.group.shared]
@@ -161,10 +162,13 @@ class ParameterCapture:
     def _fuse(self, weights: Tensor) -> Written:
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
         out = {rows: rows.output() for rows in self._rows}
-        for rows, run in self._runs:
-            own = plain if weights.dim() == 1 or run.problem is None else weights[run.problem]
-            own = select(own, rows.group.losses).to(rows.flat.device)
-            combine(rows.flat[:, run.columns], own, out=out[rows][run.columns])
+        for rows, own in self._runs.items():
+            chosen = [plain if weights.dim() == 1 or run.problem is None else weights[run.problem] for run in own]
+            chosen = [select(each, rows.group.losses).to(rows.flat.device) for each in chosen]
+            if len(own) > 1:
+                combine(rows.flat, torch.stack(chosen), out[rows], segments=_bounds(own))
+            else:
+                combine(rows.flat, chosen[0], out[rows])
         fused: Written = []
         for rows, row in out.items():
             # What no loss gave a gradient keeps its .grad, None included: zero would make an optimizer step it.
@@ -174,3 +178,8 @@ class ParameterCapture:
             fused.append((part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device))))
         self._exclusive = []
         return fused
+
+
+def _bounds(own: list[Run]) -> list[int]:
+    """Where each run starts, and where the last one ends."""
+    return [run.columns.start for run in own] + [own[-1].columns.stop]

@@ -40,6 +40,11 @@ class Processes:
         return distributed.get_world_size(self._own)
 
     @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return distributed.get_rank(self._own) if self.size > 1 else 0
+
+    @property
     def _own(self) -> "ProcessGroup | None":
         return None if self.group is None or isinstance(self.group, str) else self.group
 

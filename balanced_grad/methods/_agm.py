@@ -149,7 +149,8 @@ class AGM(Balancer):
         values = torch.tensordot(shares.t().to(dtype), torch.stack([found.to(dtype) for found in passes]), 1)
         found = dict(zip(names, values.unbind(), strict=True))
         row = [self.loss(found[name], labels).reshape(()) if name in found else None for name in self.modalities]
-        return across_ranks(torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row]))
+        own = torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row])
+        return across_ranks(own, self._processes)
 
     def _coefficients(self, scores: Tensor) -> Tensor:
         """``(M,)`` factors ``κ``."""

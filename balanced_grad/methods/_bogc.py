@@ -121,8 +121,7 @@ class BOGC(Balancer):
         losses.require_graph()
         if features is not None:
             raise ValueError("features were given but BOGC does not use them; leave them out")
-        self._refuse_processes()
-        return BlockCapture(losses, self.block, self._params)
+        return BlockCapture(losses, self.block, self._params, self._processes)
 
     def _balance(self, capture: Capture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:
         """What ``backward()`` does: gradients and variances at the block, evidence, ``.grad``."""
@@ -132,6 +131,7 @@ class BOGC(Balancer):
             generator = self._own_generator(scale.device)
             histories = dict(zip(self.block.sites, self._histories, strict=True))
             found = capture.run(scale)
+            problem = Problem(*capture.losses())
             seen = [  # which may refuse, so before anything is changed
                 self.fusion.observe(rows, problem.names, unscale, histories[rows.site], generator) for rows in found
             ]

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from balanced_grad.capture import Processes
 
 Scores = Mapping[str, Tensor | float | None]
 
@@ -41,12 +43,13 @@ def summable(scores: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(there, scores, 0), there.to(scores)
 
 
-def across_ranks(scores: Tensor) -> Tensor:
+def across_ranks(scores: Tensor, processes: Processes) -> Tensor:
     """Mean over the processes that have one: all processes must modulate alike, whatever their share of the batch."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if processes.size == 1:
         return scores
+    processes.agree("scores")  # a process that failed says so here, and nobody waits for its scores
     both = torch.stack(summable(scores))
-    distributed.all_reduce(both)
+    processes.sum(both)
     return both[0] / both[1]
 
 

@@ -1,5 +1,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -80,15 +81,18 @@ class Modulation(Balancer, ABC):
         """
         if features is not None:
             raise ValueError(f"{type(self).__name__} uses no features; write balancer(losses, scores={{...}})")
-        given = Losses.check(losses)
-        problem = Problem(given.names, given.values())
+        learning = torch.is_grad_enabled()
+        with self._processes.together() if learning else nullcontext():
+            given = Losses.check(losses)
+            problem = Problem(given.names, given.values())
+            if not learning:
+                return problem.losses.sum()
+            given.require_graph()
+            scores = self._default(problem) if scores is None else scores
+            names = self.modalities.names
+            own = aligned(names, scores, problem.losses)
         weights = self.weigh(problem).weights
-        if not torch.is_grad_enabled():
-            return problem.losses.sum()
-        given.require_graph()
-        scores = self._default(problem) if scores is None else scores
-        names = self.modalities.names
-        seen = across_ranks(aligned(names, scores, problem.losses))
+        seen = across_ranks(own, self._processes)
         active = self.stop_after is None or self._steps < self.stop_after
         coefficients = self._coefficients(seen) if active else torch.ones_like(seen)
         hooks = self._hooks(coefficients) if active else []

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import balanced_grad as bg
 from balanced_grad.capture import Processes
+from balanced_grad.evidence import Laplace, StepVariance
 from tests.conftest import LateFusion, make_batch
 
 STEPS = 3
@@ -41,6 +42,10 @@ METHODS = {
     "mmpareto": lambda model: bg.MMPareto(),
     "gramian": lambda model: bg.Gramian(pcgrad_like, params=model.named_parameters()),
     "features": lambda model: bg.MinNorm(level="features"),
+    "bogc": lambda model: bg.BOGC(model.encoders),
+    "bogc-laplace": lambda model: bg.BOGC(model.trunk, Laplace(num_data=100), unit="site"),
+    "bogc-draws": lambda model: bg.BOGC(model.fused, Laplace("softmax", draws=4), joint="source"),
+    "bogc-steps": lambda model: bg.BOGC(model, StepVariance(), layers="all", precision="relative"),
 }
 
 
@@ -115,6 +120,7 @@ def accumulate(rank, kind, together="gradients"):
         ("mimo", "gradients"),
         ("mmpareto", "gradients"),
         ("features", "gradients"),
+        ("bogc", "gradients"),
         ("min-norm", "rows"),
         ("min-norm-loss", "rows"),
         ("mmpareto", "rows"),

@@ -37,7 +37,7 @@ def gradients(model):
     return [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("kind", ["min-norm", "min-norm-encoders", "mmpareto", "gramian", "uniform-rows"])
+@pytest.mark.parametrize("kind", ["min-norm", "min-norm-encoders", "mmpareto", "gramian", "uniform-rows", "bogc-steps"])
 def test_a_loss_missing_on_one_process_counts_as_zero_there(pair, kind):
     """As one process whose losses are the sums over both halves of the batch, divided by two."""
     first, second = pair(uneven, kind)
@@ -347,3 +347,35 @@ def sparse(rank):
 
 def test_sparse_gradients_are_refused(pair):
     pair(sparse)
+
+
+def heads_by_index(rank):
+    model = Model()
+    loss = bg.BOGC(model.heads, by_index=True)(losses_of(model, 0, rank))
+    with pytest.raises(RuntimeError, match="one process"):
+        loss.backward()
+
+
+def test_heads_by_index_are_refused(pair):
+    pair(heads_by_index)
+
+
+def encoders_of_some(rank):
+    """BOGC under DistributedDataParallel, audio missing on the second process only."""
+    torch.manual_seed(0)
+    model = Model()
+    balancer = bg.BOGC(model.encoders)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    for step in range(2):
+        model.zero_grad()
+        inputs, label = half(make_batch(seed=step), rank)
+        losses = wrapped({m: x for m, x in inputs.items() if not (rank and step and m == "audio")}, label)
+        balancer(losses).backward()
+    return balancer.last.names, balancer.last.weights, gradients(model)
+
+
+def test_a_missing_modality_with_a_block_and_a_wrapper(pair):
+    first, second = pair(encoders_of_some)
+    torch.testing.assert_close(first[1:], second[1:], rtol=0, atol=0)
+    assert first[0] == second[0] == ("joint", "audio", "video")
+    assert all(grad is not None and grad.isfinite().all() for grad in first[2])

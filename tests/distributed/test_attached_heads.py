@@ -1,18 +1,12 @@
 """Heads in two processes, as the documentation puts them into one module with the model."""
 
-import os
-import socket
-
-import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from balanced_grad.attachment import attach
 from balanced_grad.methods import MLB
-
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 
 
 class WithHeads(nn.Module):
@@ -52,19 +46,7 @@ def gradients(rank=None):
     return [p.grad for p in trained.parameters()]
 
 
-def on_each_process(rank, port, whole):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        torch.testing.assert_close(gradients(rank), whole)
-        distributed.barrier()  # who leaves first must not close the connections of the other
-    finally:
-        distributed.destroy_process_group()
-
-
-def test_two_processes_train_the_heads_as_one_does():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_each_process, (port, gradients()), nprocs=2)  # raises what a process raised
+def test_two_processes_train_the_heads_as_one_does(pair):
+    whole = gradients()
+    for own in pair(gradients):
+        torch.testing.assert_close(own, whole)
