@@ -115,7 +115,23 @@ def time_and_gap(record: dict, solved: int) -> str:
     return time if gap is None else f"{time} ({max(gap, 0):.0e})"
 
 
-PARTS = {"capture": capture, "gramian": gramian, "subroutine": subroutine, "kernels": kernels, "min_norm": min_norm}
+def overhead() -> str:
+    return wide_table(
+        run_pytest("bench/test_overhead.py"),
+        "training step / that of the plain sum",
+        lambda r: f"M={r['params']['modalities']}",
+        lambda r: f"{r['extra_info']['ratio']:.3f}",
+    )
+
+
+PARTS = {
+    "capture": capture,
+    "gramian": gramian,
+    "subroutine": subroutine,
+    "kernels": kernels,
+    "overhead": overhead,
+    "min_norm": min_norm,
+}
 
 
 def main() -> None:

@@ -57,11 +57,12 @@ class Halved(bg.Uniform):
 
 
 BALANCERS = {
-    "Uniform": bg.Uniform,
-    "MIMO": bg.MIMO,
-    "factors on the update": Halved,
-    "MinNorm, features": lambda: bg.MinNorm(level="features"),
-    "MinNorm, parameters": bg.MinNorm,
+    "Uniform": lambda model: bg.Uniform(),
+    "MIMO": lambda model: bg.MIMO(),
+    "factors on the update": lambda model: Halved(),
+    "MinNorm, features": lambda model: bg.MinNorm(level="features"),
+    "MinNorm, parameters": lambda model: bg.MinNorm(),
+    "BOGC, last layers": lambda model: bg.BOGC(model.last_layers()),
 }
 
 
@@ -85,7 +86,7 @@ def test_training_step(benchmark, modalities, name):
     torch.manual_seed(0)
     model = Model("transformer", modalities)
     batch = model.batch(32)
-    bare, ours = Bare(deepcopy(model), batch), Balanced(model, batch, BALANCERS[name]())
+    bare, ours = Bare(deepcopy(model), batch), Balanced(model, batch, BALANCERS[name](model))
     benchmark.group = f"training step, transformer, M={modalities}"
     benchmark.pedantic(ours.step, setup=bare.step, rounds=3, warmup_rounds=1)
     if benchmark.disabled:

@@ -1,0 +1,198 @@
+"""Inter- and intra-modality experts on real data: is their product ever far from the better of the two?
+
+    BALANCED_GRAD_DATA=DIR python -m bench.experts --datasets mfeat wiki avmnist:clean,noisy --seeds 3
+    BALANCED_GRAD_DATA=DIR python -m bench.experts --datasets mfeat --seeds 1 --epochs 2  # a short look
+
+The demo's networks and recipe (SGD, learning rate 0.01, joint training after pretraining at a tenth of it). Every stage
+ends at its best validation loss. Per seed all rows start from the same experts: those trained alone, or the same
+initial weights. Accuracy (percent), negative log-likelihood (nats), expected calibration error (15 bins, percent), on
+test items. One JSON line per data set and seed goes to ``--out``; those found there are not run again.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import balanced_grad as bg
+from balanced_grad.demo._folder import load_folder
+from balanced_grad.demo._model import FEATURES, encoder
+from balanced_grad.models import ProductOfExperts, expert_subsets, fit_temperature, fit_weights, train_experts
+from balanced_grad.models import predictions as predict
+
+BALANCERS = {"": None, " + per-expert loss": bg.Uniform, " + MIMO": bg.MIMO}
+SINGLE, INTRA, INTER, PRODUCT = "best single modality", "intra", "inter", "I2M2"
+
+
+class Shuffled:
+    """Batches of a split in a new order each time it is gone through."""
+
+    def __init__(self, inputs, labels, batch, seed):
+        self.inputs, self.labels, self.batch = inputs, labels, batch
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self):
+        for rows in torch.randperm(len(self.labels), generator=self.generator).split(self.batch):
+            yield {m: x[rows] for m, x in self.inputs.items()}, self.labels[rows]
+
+
+@dataclass
+class Task:
+    """Splits as ``(inputs, labels)``, what makes an expert, and the recipe of ``train_experts``."""
+
+    name: str
+    splits: dict
+    make: object
+    recipe: dict
+    batch: int = 64
+
+    def for_seed(self, seed):
+        """The data of one seed: the same for all."""
+        return self
+
+    def train(self, experts, seed, **options):
+        product = ProductOfExperts(experts)
+        batches = Shuffled(*self.splits["train"], self.batch, seed)
+        train_experts(product, batches, [self.splits["val"]], **{**self.recipe, **options})
+        return product
+
+
+def study(task, seed, tick=lambda: None):
+    """Every row of one seed: name -> accuracy, negative log-likelihood, calibration error; and exponents fitted."""
+    keys = expert_subsets(task.splits["train"][0])
+    singles, joint = keys[:-1], keys[-1]
+    torch.manual_seed(seed)
+    fresh = {key: task.make(key) for key in keys}
+    alone = dict(zip(keys, task.train(copy.deepcopy(fresh), seed, mode="frozen").experts, strict=True))
+    tick()
+    rows, exponents = {}, {}
+
+    def add(name, product):
+        rows[name] = score(task, product)
+        for kind, fit in (("temperature", fit_temperature), ("weights", fit_weights)):
+            calibrated = copy.deepcopy(product)
+            found = fit(calibrated, *predict(calibrated, [task.splits["val"]]))
+            rows[f"{name}, {kind}"] = score(task, calibrated)
+            exponents[f"{name}, {kind}"] = found.exponents
+
+    def start(source, chosen):
+        return {key: copy.deepcopy(source[key]) for key in chosen}
+
+    products = {key: ProductOfExperts({key: alone[key]}) for key in keys}
+    best = min(singles, key=lambda key: score(task, products[key], "val")[1])
+    add(SINGLE, products[best])
+    add(INTER, products[joint])
+    for name, chosen in ((INTRA, singles), (PRODUCT, keys)):
+        add(f"{name}, pretrained, no joint step", ProductOfExperts(start(alone, chosen)))
+        for label, make in BALANCERS.items():
+            for stage, source, lr in (("pretrained", alone, 0.1 * task.recipe["lr"]), ("scratch", fresh, None)):
+                if name == INTRA and (stage == "scratch" or make is bg.Uniform):
+                    continue  # the paper's intra baseline is the product of pretrained experts
+                balancer = make() if make else None
+                options = {"mode": "scratch", "balancer": balancer, "joint_lr": lr}
+                add(f"{name}, {stage}{label}", task.train(start(source, chosen), seed, **options))
+                tick()
+    return rows, exponents
+
+
+@torch.no_grad()
+def score(task, product, split="test"):
+    """Accuracy in percent, negative log-likelihood in nats, expected calibration error in percent."""
+    inputs, labels = task.splits[split]
+    product.eval()
+    log_p = product(inputs)
+    nll = nn.functional.nll_loss(log_p, labels).item()
+    return 100 * (log_p.argmax(1) == labels).double().mean().item(), nll, 100 * calibration_error(log_p.exp(), labels)
+
+
+def calibration_error(p, labels, bins=15):
+    """``Σ_b (n_b / N) |accuracy_b - confidence_b|`` over equal bins of the confidence."""
+    confidence, predicted = p.max(1)
+    gap = (predicted == labels).double() - confidence.double()
+    index = (confidence * bins).long().clamp_max(bins - 1)
+    return (torch.zeros(bins, dtype=torch.double).index_add_(0, index, gap).abs().sum() / len(labels)).item()
+
+
+class Late(nn.Module):
+    """The demo's network as a joint expert: encoders of its own, concatenated, one linear layer."""
+
+    def __init__(self, shapes, classes):
+        super().__init__()
+        self.encoders = nn.ModuleList(encoder(shape) for shape in shapes)
+        self.head = nn.Linear(FEATURES * len(shapes), classes)
+
+    def forward(self, *inputs):
+        return self.head(torch.cat([encode(x) for encode, x in zip(self.encoders, inputs, strict=True)], 1))
+
+
+def load(name, epochs):
+    data = load_folder(Path(os.environ["BALANCED_GRAD_DATA"]), name)
+
+    def make(key):
+        subset = (key,) if isinstance(key, str) else key
+        return Late([data.shapes[m] for m in subset], data.classes)
+
+    splits = {s: (getattr(data, s).inputs, getattr(data, s).labels) for s in ("train", "val", "test")}
+    epochs = epochs or max(4, round(800 / -(-len(data.train) // 64)))
+    return Task(name, splits, make, {"lr": 0.01, "epochs": epochs, "patience": max(3, epochs // 6)})
+
+
+def table(results):
+    """Means over seeds, of accuracy with the deviation; as trained, then with a temperature, then with exponents."""
+    print(f"\n{results[0]['name']}: {len(results)} seeds\n")
+    print("| row | accuracy | NLL | ECE | NLL, temperature | ECE | accuracy, weights | NLL | ECE |")
+    print("|" + " --- |" * 9)
+    for row in results[0]["rows"]:
+        if row.endswith((", temperature", ", weights")):
+            continue
+        cells = []
+        for kind in ("", ", temperature", ", weights"):
+            accuracy, nll, error = zip(*(r["rows"][row + kind] for r in results), strict=True)
+            spread = statistics.stdev(accuracy) if len(results) > 1 else 0.0
+            cells += [f"{statistics.mean(accuracy):.1f} ± {spread:.1f}"] * (kind != ", temperature")
+            cells += [f"{statistics.mean(nll):.3f}", f"{statistics.mean(error):.1f}"]
+        print(f"| {row} | " + " | ".join(cells) + " |")
+    print("\n| row | exponents fitted |\n| --- | --- |")
+    for row, first in results[0]["exponents"].items():
+        if row.startswith((INTRA, PRODUCT)) and row.endswith("weights"):
+            means = {e: statistics.mean(r["exponents"][row][e] for r in results) for e in first}
+            print(f"| {row.removesuffix(', weights')} | " + ", ".join(f"{e} {w:.2f}" for e, w in means.items()) + " |")
+
+
+def run_all(tasks, seeds, out):
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out and out.exists() else []
+    for task in tasks:
+        for seed in range(seeds):
+            if any((r["name"], r["seed"]) == (task.name, seed) for r in done):
+                continue
+            with tqdm(desc=f"{task.name}, seed {seed}") as bar:
+                rows, exponents = study(task.for_seed(seed), seed, bar.update)
+            done.append({"name": task.name, "seed": seed, "rows": rows, "exponents": exponents})
+            if out:
+                with out.open("a") as file:
+                    file.write(json.dumps(done[-1]) + "\n")
+        table([r for r in done if r["name"] == task.name])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--datasets", nargs="+", default=["mfeat", "wiki", "avmnist:clean,noisy", "avmnist:pca25,noisy"]
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=0, help="at most so many per stage; default: by size")
+    parser.add_argument("--out", type=Path, help="JSON lines, to go on from")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    run_all((load(name, arguments.epochs) for name in arguments.datasets), arguments.seeds, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
