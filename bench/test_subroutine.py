@@ -3,8 +3,8 @@
     pytest bench/test_subroutine.py --benchmark-only --benchmark-group-by=group
 
 M gradients of D floats in 64 parameters, half of them bias-sized. ``extra_info["floor"]`` is the time, in the same
-run, of reading every row once and writing one row; ``ratio`` is the shortest time over that. The floor of a method whose
-weights need all inner products is two reads once M * D leaves the cache: 1.6 to 1.9 times the first.
+run, of reading every row once and writing one row; ``ratio`` is the shortest time over that. The floor of a method
+whose weights need all inner products is two reads once M * D leaves the cache: 1.6 to 1.9 times the first.
 """
 
 import time

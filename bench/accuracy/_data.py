@@ -1,0 +1,32 @@
+"""Data sets by name."""
+
+import os
+from pathlib import Path
+
+from balanced_grad.demo._cli import BUILT_IN, FOLDER
+from balanced_grad.demo._cli import load as load_demo
+from balanced_grad.demo._data import Dataset, DemoError
+from bench.accuracy._clips import FORMS, load_clips
+from bench.accuracy._generated import TASKS, load_generated
+from bench.accuracy._sequences import TITLES, load_sequences
+
+PUBLIC = dict.fromkeys(FORMS, load_clips) | dict.fromkeys(TITLES, load_sequences)  # read in their published form
+LEAKED = {"mosi"}  # its features were made with the labels of the validation items
+
+
+def load(name: str) -> Dataset:
+    """Load a generated task, the built-in digits, or a set in the folder ``$BALANCED_GRAD_DATA``."""
+    if name in TASKS:
+        return load_generated(name)
+    folder = os.environ.get(FOLDER)
+    if name not in BUILT_IN and not folder:
+        known = ", ".join((*TASKS, *BUILT_IN))
+        raise DemoError(f"unknown data set {name!r}; built in: {known}; for others set {FOLDER} to their folder")
+    if folder and name in PUBLIC:
+        return PUBLIC[name](Path(folder), name)
+    return load_demo(name, Path(folder) if folder else None)
+
+
+def trusted(name: str) -> bool:
+    """Whether anything may be chosen on the validation items."""
+    return name.partition(":")[0] not in LEAKED

@@ -1,0 +1,167 @@
+"""The baselines and the methods: what each trains on, and the space its hyper-parameters are drawn from."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import balanced_grad as bg
+from balanced_grad.demo._model import LateFusion
+from balanced_grad.demo._train import RECIPE
+from bench.accuracy import _objectives as objectives
+from bench.accuracy._model import InterIntra
+
+Settings = dict[str, Any]
+Own = Literal["fused", "average", "product"]
+DEFAULTS = {
+    "sgd": {"lr": RECIPE["lr"], "weight_decay": RECIPE["weight_decay"]},
+    "adamw": {"lr": 1e-3, "weight_decay": 1e-2},
+}
+
+
+class Phase(NamedTuple):
+    """A part of training: its share of the epochs, what is trained, and the factor on the learning rate."""
+
+    share: float = 1.0
+    joint: bool = True
+    unimodal: bool = True
+    objective: objectives.Objective = objectives.of_losses
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Attributes:
+        make: builds the balancer from the model and the method's own settings; None: the plain sum.
+        space: own hyper-parameter -> values to draw from, the first being the default.
+        phases: the parts of training, from the settings.
+        own: the prediction that is the method's own: the fused head, the average or the product of its heads.
+        network: the model's class.
+    """
+
+    name: str
+    make: Callable[..., bg.Balancer] | None = None
+    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    phases: Callable[[Settings], tuple[Phase, ...]] = lambda _: (Phase(),)
+    own: Own = "fused"
+    network: type[LateFusion] = LateFusion
+
+    def settings(self, optimizer: str, trial: int) -> Settings:
+        """Settings of a trial: 0 the defaults, later ones drawn; learning rates are the same for every method."""
+        base = DEFAULTS[optimizer]
+        if trial == 0:
+            return base | {name: values[0] for name, values in self.space.items()}
+        common, own = random.Random(trial), random.Random(f"{self.name} {trial}")
+        drawn = {
+            "lr": base["lr"] * 10 ** common.uniform(-0.75, 0.75),
+            "weight_decay": base["weight_decay"] * 10 ** common.uniform(-1, 1),
+        }
+        return drawn | {name: own.choice(values) for name, values in self.space.items()}
+
+    def balancer(self, model: LateFusion, settings: Settings) -> bg.Balancer | None:
+        """A fresh balancer for a model."""
+        return None if self.make is None else self.make(model, **{name: settings[name] for name in self.space})
+
+
+def encoders(model: LateFusion) -> dict[str, Any]:
+    return dict(zip(model.names, model.encoders, strict=True))
+
+
+def joint_only(objective: objectives.Objective = objectives.of_losses) -> Callable[[Settings], tuple[Phase, ...]]:
+    return lambda _: (Phase(unimodal=False, objective=objective),)
+
+
+def both(objective: objectives.Objective) -> Callable[[Settings], tuple[Phase, ...]]:
+    return lambda _: (Phase(objective=objective),)
+
+
+def fine_tuned(settings: Settings) -> tuple[Phase, ...]:
+    """Every encoder with its head alone, then the joint loss only."""
+    before = settings["pretraining"]
+    return Phase(before, joint=False), Phase(1 - before, unimodal=False, rate=settings["rate"])
+
+
+def experts(settings: Settings) -> tuple[Phase, ...]:
+    """Experts that share no parameter on the sum of their losses, so each alone; then the loss of the product."""
+    before = settings["pretraining"]
+    together = Phase(1 - before, objective=objectives.of_product, rate=settings["rate"] if before else 1.0)
+    return (Phase(before), together) if before else (together,)
+
+
+def uniform(model: LateFusion, unimodal: float) -> bg.Balancer:
+    return bg.Uniform(dict.fromkeys(model.names, unimodal))
+
+
+def torchjd(name: str) -> Callable[..., bg.Balancer]:
+    """A weighting of torchjd, on the Gramian of the losses."""
+
+    def make(_: LateFusion, **options: Any) -> bg.Balancer:
+        from torchjd import aggregation
+
+        return bg.Gramian(getattr(aggregation, f"{name}Weighting")(**options))
+
+    return make
+
+
+ALONE = Method("uni-modal", phases=lambda _: (Phase(joint=False),), own="average")
+BASELINE = Method("joint", phases=joint_only())
+UNIFORM = Method("uniform", uniform, {"unimodal": (1.0, 0.3, 0.5, 2.0)})
+METHODS = (
+    ALONE,
+    BASELINE,
+    UNIFORM,
+    Method("pretrained", space={"pretraining": (0.5, 0.25, 0.75), "rate": (1.0, 0.1, 0.3)}, phases=fine_tuned),
+    Method(
+        "MIMO",
+        lambda _, **own: bg.MIMO(**own),
+        {"smoothing": (0.3, 0.1, 1.0), "penalty": (None, 1.0, 4.0), "ema": (None, 0.9)},
+    ),
+    Method(
+        "MinNorm",
+        lambda _, **own: bg.MinNorm(**own),
+        {"normalize": ("l2", "loss", "none", "loss+"), "rescale": ("cap", "sum", "mean"), "groups": ("all", "reach")},
+    ),
+    Method("MGDA", lambda _: bg.MinNorm(normalize="none", rescale="none")),
+    Method(
+        "MMPareto",
+        lambda _, **own: bg.MMPareto(**own),
+        {"gamma": (1.5, 1.0, 2.0), "rescale": ("tensor", "encoder")},
+    ),
+    Method(
+        "BOGC",
+        lambda model, **own: bg.BOGC(model.encoders, **own),
+        {"kappa": (1.0, 0.1, 10.0), "unit": ("source", "site"), "layers": ("last", "all")},
+    ),
+    Method(
+        "OGM",
+        lambda model, **own: bg.OGM(encoders(model), noise=0.0, **own),
+        {"alpha": (0.3, 0.1, 0.8)},
+        joint_only(objectives.with_split_scores),
+    ),
+    Method(
+        "OGM-GE",
+        lambda model, **own: bg.OGM(encoders(model), **own),
+        {"alpha": (0.3, 0.1, 0.8), "noise": (1.0, 0.3)},
+        joint_only(objectives.with_split_scores),
+    ),
+    Method(
+        "MLB",
+        lambda model, **own: bg.MLB(encoders(model), **own),
+        {"alpha": (0.8, 0.3, 1.5), "cap": (2.0, 1.5, 3.0)},
+        both(objectives.with_head_scores),
+    ),
+    Method(
+        "AGM",
+        lambda model, **own: bg.AGM(model.names, **own),
+        {"alpha": (1.5, 0.5, 2.5, 4.0)},
+        joint_only(objectives.with_muted_passes),
+    ),
+    Method("DGL", lambda model, **own: bg.DGL(encoders(model), **own), {"alpha": (4.0, 1.0, 2.0)}),
+    Method("UPGrad", torchjd("UPGrad")),
+    Method("AlignedMTL", torchjd("AlignedMTL"), {"scale_mode": ("min", "median", "rmse")}),
+    Method("I2M2", space={"pretraining": (0.5, 0.0, 0.75), "rate": (0.1, 0.3, 1.0)}, phases=experts, own="product",
+           network=InterIntra),
+)  # fmt: skip
+BY_NAME = {method.name: method for method in METHODS}

@@ -1,0 +1,161 @@
+"""Trials, then runs: one JSON line each, none done twice."""
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import balanced_grad as bg
+from balanced_grad.demo._cli import STEPS_IMAGES, default_epochs
+from balanced_grad.demo._data import SPLITS, Dataset
+from balanced_grad.demo._probe import probe
+from balanced_grad.demo._train import BATCH
+from bench.accuracy._data import load, trusted
+from bench.accuracy._evaluate import evaluate, shapley_loss
+from bench.accuracy._generated import TASKS
+from bench.accuracy._methods import BY_NAME, Method, Settings
+from bench.accuracy._timing import time_beside_joint
+from bench.accuracy._train import DivergedError, train
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+TUNING_SEED = 1_000_000  # of no run
+TIMED_STEPS = 60
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What two runs must share to be compared."""
+
+    dataset: str
+    optimizer: str
+    epochs: int
+    trials: int
+
+
+class Ledger:
+    """The lines of one data set's file; a line cut short by an interruption is dropped, and its run done again."""
+
+    def __init__(self, folder: Path, dataset: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = "".join(c if c.isalnum() else "-" for c in dataset)
+        self.path = folder / f"accuracy-{stem}.jsonl"
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.path.write_text(whole, encoding="utf-8")
+        self.lines: list[Line] = [json.loads(line) for line in whole.splitlines()]
+
+    def find(self, **keys: Any) -> Line | None:
+        """The line with these entries."""
+        return next((line for line in self.lines if all(line.get(k) == v for k, v in keys.items())), None)
+
+    def add(self, line: Line) -> Line:
+        """Append a line, on the disk too."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+        return line
+
+
+@dataclass
+class Study:
+    """One data set under one protocol."""
+
+    data: Dataset
+    protocol: Protocol
+    ledger: Ledger
+
+    @classmethod
+    def of(cls, dataset: str, optimizer: str, epochs: int | None, trials: int, results: Path) -> "Study":
+        """Load the data; where validation is not to be trusted there is one trial, of the defaults."""
+        data = load(dataset)
+        protocol = Protocol(data.name, optimizer, epochs or budget(data), trials if trusted(dataset) else 1)
+        return cls(data, protocol, Ledger(results, data.name))
+
+    def jobs(self, methods: list[str], seeds: int) -> Iterator[tuple[str, Callable[[Callable[[], object]], Line]]]:
+        """What is still to do, as descriptions and calls that take a tick; a method's trials come first."""
+        for name in methods:
+            method = BY_NAME[name]
+            for trial in range(self.protocol.trials if self.protocol.trials > 1 else 0):
+                if not self._found("trial", method, trial=trial):
+                    yield f"{name}, trial {trial}", lambda tick, m=method, t=trial: self.trial(m, t, tick)
+            for seed in range(seeds):
+                if not self._found("run", method, seed=seed):
+                    yield f"{name}, seed {seed}", lambda tick, m=method, s=seed: self.run(m, s, tick)
+
+    def _found(self, kind: str, method: Method, **keys: int) -> Line | None:
+        protocol = asdict(self.protocol)
+        if kind == "trial":
+            del protocol["trials"]  # trial 3 of 4 is trial 3 of 8
+        return self.ledger.find(kind=kind, method=method.name, **protocol, **keys)
+
+    def trial(self, method: Method, trial: int, tick: Callable[[], object]) -> Line:
+        """Train with the settings of a trial, on the seed of the trials, and note the validation score."""
+        settings = method.settings(self.protocol.optimizer, trial)
+        found = self._line("trial", method, trial=trial, settings=settings)
+        try:
+            found["score"] = self._train(method, settings, TUNING_SEED, tick).score
+        except DivergedError:
+            found["score"] = None
+        return self.ledger.add(found)
+
+    def chosen(self, method: Method) -> Settings:
+        """The settings of the trial with the best validation score."""
+        default = method.settings(self.protocol.optimizer, 0)
+        if self.protocol.trials == 1:
+            return default
+        lines = [self._found("trial", method, trial=trial) for trial in range(self.protocol.trials)]
+        good = [line for line in lines if line and line["score"] is not None]
+        return max(good, key=lambda line: tuple(line["score"]))["settings"] if good else default
+
+    def run(self, method: Method, seed: int, tick: Callable[[], object]) -> Line:
+        """Train with the chosen settings and measure everything."""
+        settings = self.chosen(method)
+        line = self._line("run", method, seed=seed, settings=settings)
+        try:
+            trained = self._train(method, settings, seed, tick)
+        except DivergedError as error:
+            return self.ledger.add(line | {"failed": str(error)})
+        model, watch = trained.model, trained.watch
+        val, test = probe(model, self.data)
+        measured = evaluate(model, method, self.data)
+        measured |= {"probe": {"val": val, "test": test}, "checkpoint": trained.epochs}
+        measured["shapley"] = shapley_loss(model, method, self.data.test)
+        measured |= {"conflict": watch.conflict, "weights": watch.weights, "update_ratio": watch.update_ratio}
+        measured["ms"] = time_beside_joint(self.data, method, settings, self.protocol.optimizer, TIMED_STEPS)
+        return self.ledger.add(line | rounded(measured))
+
+    def _train(self, method: Method, settings: Settings, seed: int, tick: Callable[[], object]) -> Any:
+        choose = trusted(self.data.name)
+        return train(self.data, method, settings, self.protocol.optimizer, seed, self.protocol.epochs, choose, tick)
+
+    def _line(self, kind: str, method: Method, **entries: Any) -> Line:
+        about = {
+            "title": self.data.title,
+            "items": {split: len(getattr(self.data, split)) for split in SPLITS},
+            "modalities": list(self.data.shapes),
+            "versions": {"balanced-grad": bg.__version__, "torch": torch.__version__, "machine": platform.machine()},
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        return {"kind": kind, "method": method.name, **asdict(self.protocol), **entries, **about}
+
+
+def budget(data: Dataset) -> int:
+    """Epochs in which the networks settle: the demo's, and what an XOR takes for the generated tasks."""
+    return math.ceil(STEPS_IMAGES * BATCH / len(data.train)) if data.name in TASKS else default_epochs(data)
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits, all the way down: more would be noise on the disk."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,0 +1,85 @@
+"""What is recorded of training: weights, conflicts, and how far the optimizer moved each encoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+import balanced_grad as bg
+from balanced_grad.demo._model import LateFusion
+from bench.accuracy._objectives import JOINT
+
+
+class Watch:
+    """What is seen while training.
+
+    Per epoch: the mean weight of each loss, or coefficient of each encoder where a method has them, and each encoder's
+    update ratio ``|Δθ| / |θ|`` in the first step, after the optimizer. Over all steps: the conflict rate, a conflict
+    being a negative inner product of the joint loss's gradient and a uni-modal one's, where they meet.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, list[float]] = {}
+        self.update_ratio: dict[str, list[float]] = {}
+        self._weights: list[Tensor] = []
+        self._names: tuple[str, ...] = ()
+        self._conflicts: list[Tensor] = []
+        self._first = True
+
+    @property
+    def conflict(self) -> float | None:
+        """Percent of steps and modalities in conflict; None where no Gramian was taken."""
+        return 100 * torch.cat(self._conflicts).double().mean().item() if self._conflicts else None
+
+    @contextmanager
+    def update_of(self, model: LateFusion) -> Iterator[None]:
+        """Measure the step inside, if it is the first of its epoch."""
+        if not self._first:
+            yield
+            return
+        self._first = False
+        before = [flat(encoder) for encoder in model.encoders]
+        yield
+        for name, old, encoder in zip(model.names, before, model.encoders, strict=True):
+            ratio = ((flat(encoder) - old).norm() / old.norm()).item()
+            self.update_ratio.setdefault(name, []).append(ratio)
+
+    def see(self, balancer: bg.Balancer | None) -> None:
+        """Take note of a step."""
+        last = None if balancer is None else balancer.last
+        if last is None:
+            return
+        if last.coefficients:  # of a method that weighs encoders: its losses all count 1
+            self._names = tuple(last.coefficients)
+            self._weights.append(torch.stack(list(last.coefficients.values())).float())
+        elif last.weights is not None:
+            self._names = last.names
+            self._weights.append(mean_weights(last))
+        if last.gramian is not None and JOINT in last.names:
+            whole = last.gramian.reshape(-1, *last.gramian.shape[-2:]).sum(0)
+            joint = last.names.index(JOINT)
+            others = [i for i in range(len(last.names)) if i != joint]
+            self._conflicts.append(whole[joint, others] < 0)
+
+    def end_epoch(self) -> None:
+        """Close the books of an epoch."""
+        if self._weights:
+            mean = torch.stack(self._weights).mean(0).tolist()
+            for name, weight in zip(self._names, mean, strict=True):
+                self.weights.setdefault(name, []).append(weight)
+        self._weights, self._first = [], True
+
+
+def mean_weights(step: bg.Step) -> Tensor:
+    """Weight of each loss, the mean over the problems that it reaches."""
+    weights = step.weights.reshape(-1, len(step.names))
+    if step.gramian is None or len(weights) == 1:
+        return weights.mean(0).float()
+    reached = step.gramian.diagonal(dim1=-2, dim2=-1).reshape(weights.shape) > 0
+    return ((weights * reached).sum(0) / reached.sum(0).clamp_min(1)).float()
+
+
+def flat(module: torch.nn.Module) -> Tensor:
+    """All parameters in one vector, a copy."""
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
