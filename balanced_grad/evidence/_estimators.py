@@ -96,11 +96,11 @@ class StepVariance(Variance):
 
         v = (g - m)²,   m ← β m + (1 - β) g   (bias corrected)
 
-    ``BOGC`` averages it over steps. The change of the gradient as training goes on counts as variance too. Unknown at
-    a loss's first step.
+    The change of the gradient as training goes on counts as variance too. Unknown at a loss's first step. ``BOGC``
+    keeps mean and averaged variance by ``kernels.moments_update``, which takes the deviation from both means.
 
     Args:
-        decay: ``β`` of the running mean. Default 0.9 (ours, Adam's).
+        decay: ``β`` of the running mean, and in ``BOGC`` of the variance. Default 0.9 (ours, Adam's).
     """
 
     decay: float = 0.9

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
 from balanced_grad.evidence._estimators import Moments, State, Variance, flat, inputs_of
-from balanced_grad.evidence._linear import fisher_curvature
+from balanced_grad.evidence._linear import fisher_curvature, wide
 from balanced_grad.records import LinearCall
 
 Curvature = Literal["fisher", "softmax"]
@@ -109,8 +109,8 @@ class Laplace(Variance):
     ) -> tuple[Tensor, Tensor]:
         """Shift of the mean gradient, and the variance, over draws from the posterior."""
         assert call.outputs is not None
-        logits = _wide(call.outputs.flatten(0, 1))
-        columns = [_wide(x.flatten(0, 1)) for x in inputs]
+        logits = wide(call.outputs.flatten(0, 1))
+        columns = [wide(x.flatten(0, 1)) for x in inputs]
         p = logits.softmax(-1)
         spread = [(self._size(call) * h + self.prior_precision).rsqrt() for h in curvature]
         size = sum(s.numel() for s in spread)
@@ -128,8 +128,8 @@ class Laplace(Variance):
 def _check_cross_entropy(call: LinearCall) -> None:
     """Refuse a loss whose gradient at the outputs is not ``(softmax - targets) / N`` for targets that sum to 1."""
     if call.outputs is not None:
-        gradients = _wide(call.gradients.flatten(0, 1))
-        targets = _wide(call.outputs.flatten(0, 1)).softmax(-1) - len(gradients) * gradients
+        gradients = wide(call.gradients.flatten(0, 1))
+        targets = wide(call.outputs.flatten(0, 1)).softmax(-1) - len(gradients) * gradients
         tolerance = 0.05 if call.gradients.itemsize < 4 else 1e-3
         fits = (targets > -tolerance).all() & ((targets.sum(-1) - 1).abs() < tolerance).all()
         if fits or not gradients.isfinite().all():
@@ -139,7 +139,3 @@ def _check_cross_entropy(call: LinearCall) -> None:
         "of them is not (another loss, class weights, an activation after the layer, an encoder's layer); write "
         "curvature='fisher'"
     )
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.itemsize < 4 else values

@@ -48,14 +48,14 @@ def sample_variance(gradients: Tensor, inputs: Tensor, mean: Tensor | None = Non
     if items < 2:
         return torch.full((gradients.shape[-1], inputs.shape[-1]), torch.nan, device=gradients.device)
     if mean is None:
-        mean = _wide(gradients).flatten(0, 1).T @ _wide(inputs).flatten(0, 1)
+        mean = wide(gradients).flatten(0, 1).T @ wide(inputs).flatten(0, 1)
     spread = items * _sum_of_squares(gradients, inputs) - mean.square()
     return spread.clamp_min(0) / (items - 1)
 
 
 def _sum_of_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
     """``Σ_n (Σ_t G_nt x_ntᵀ)²``, entry by entry."""
-    gradients, inputs = _wide(gradients), _wide(inputs)
+    gradients, inputs = wide(gradients), wide(inputs)
     if gradients.shape[1] == 1:
         return gradients[:, 0].square().T @ inputs[:, 0].square()
     size = gradients.shape[-1] * inputs.shape[-1]
@@ -68,5 +68,6 @@ def _sum_of_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
     return total
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """At least float32."""
     return values.float() if values.itemsize < 4 else values

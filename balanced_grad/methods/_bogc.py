@@ -47,7 +47,8 @@ class BOGC(Balancer):
         by_index: ``block`` maps losses to heads of equal shape; entry by entry, their gradients are fused as if they
             were one shared head, and every head receives the result.
         scale_encoders: outside the block, multiply the gradient of each loss by ``M`` times its mean weight in it.
-        decay: of the average of the variances over steps, bias corrected. Default 0.9 (ours).
+        decay: of the average of the variances over steps, bias corrected; ``StepVariance`` has its own. Default 0.9
+            (ours).
         seed: of the generator for Monte-Carlo draws, which is the balancer's own.
         params: see ``Balancer``.
 

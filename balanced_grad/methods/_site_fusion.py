@@ -87,9 +87,9 @@ class SiteFusion:
         self._opinion(torch.zeros(1, 1), torch.zeros(1, 1))  # refuses other values out of range
 
     @property
-    def _over_steps(self) -> bool:
-        """Whether the variance is that of the rows over steps, which the kernel keeps."""
-        return isinstance(self.variance, StepVariance)
+    def _over_steps(self) -> StepVariance | None:
+        """The estimator, if the variance is that of the rows over steps, which the kernel keeps."""
+        return self.variance if isinstance(self.variance, StepVariance) else None
 
     def observe(
         self,
@@ -140,9 +140,11 @@ class SiteFusion:
     def _update(self, seen: Observed, scale: Tensor) -> None:
         """Take this step into the statistics, in the rows that are finite."""
         known, rows, finite = seen.known, seen.rows, _finite(seen.rows)
-        if seen.moments is None:
-            moments_update(rows, known["mean"], known["variance"], known["weight"], self.decay, scale=scale, ok=finite)
+        if self._over_steps is not None:
+            state = known["mean"], known["variance"], known["weight"]
+            moments_update(rows, *state, self._over_steps.decay, scale=scale, ok=finite)
             return
+        assert seen.moments is not None
         for key, value in seen.moments.state.items():
             old = known.get(key, torch.zeros_like(value))
             known[key] = torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, old)
