@@ -113,6 +113,7 @@ class BOGC(Balancer):
         self.seed = seed
         self._histories = [History() for _ in self.block.sites]
         self._generator: torch.Generator | None = None
+        self._saved: tuple[str, Tensor] | None = None  # state of a generator that is not made yet
 
     def weigh(self, problem: Problem) -> Weighting:
         """Ones: the value of the scalar is the plain sum."""
@@ -133,12 +134,14 @@ class BOGC(Balancer):
             histories = dict(zip(self.block.sites, self._histories, strict=True))
             found = capture.run(scale)
             problem = Problem(*capture.losses())
+            scales = [unscale.to(rows.rows.device) for rows in found]
             seen = [  # which may refuse, so before anything is changed
-                self.fusion.observe(rows, problem.names, unscale, histories[rows.site], generator) for rows in found
+                self.fusion.observe(rows, problem.names, own, histories[rows.site], generator)
+                for rows, own in zip(found, scales, strict=True)
             ]
             fused = [
-                self.fusion.fuse(own, unscale, histories[rows.site], learning=self.training)
-                for rows, own in zip(found, seen, strict=True)
+                self.fusion.fuse(known, own, histories[rows.site], learning=self.training)
+                for rows, known, own in zip(found, seen, scales, strict=True)
             ]
             trust = _trust(fused, problem)
             outside = trust.weights if self.scale_encoders else torch.ones_like(trust.weights)
@@ -150,12 +153,16 @@ class BOGC(Balancer):
             return None
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device).manual_seed(self.seed)
+            if self._saved is not None and self._saved[0] == device.type:  # another kind draws other numbers anyhow
+                self._generator.set_state(self._saved[1].cpu())
+            self._saved = None
         return self._generator
 
     def get_extra_state(self) -> dict[str, Any]:
         """Statistics of every site and the state of the generator, for ``state_dict``."""
         sites = {site.name: kept.state() for site, kept in zip(self.block.sites, self._histories, strict=True)}
-        return {"sites": sites, "generator": None if self._generator is None else self._generator.get_state()}
+        own = self._generator
+        return {"sites": sites, "generator": self._saved if own is None else (own.device.type, own.get_state())}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_extra_state`` gave, for a block of the same names."""
@@ -164,9 +171,7 @@ class BOGC(Balancer):
             raise ValueError(f"the state is of a block {sorted(state['sites'])}, this one is {sorted(names)}")
         for name, kept in zip(names, self._histories, strict=True):
             kept.load(state["sites"][name])
-        if state["generator"] is not None:
-            self._generator = torch.Generator()
-            self._generator.set_state(state["generator"])
+        self._generator, self._saved = None, state["generator"]
 
     def extra_repr(self) -> str:
         """Settings."""
@@ -180,8 +185,9 @@ def _trust(sites: list[FusedSite], problem: Problem) -> Trust:
     for site in sites:
         if site.report is not None and site.uncertainty is not None:
             size = site.row.numel()
-            sums[:, site.losses] += size * torch.cat([site.report, torch.ones_like(site.report[:1])])
-            uncertainty, total = uncertainty + size * site.uncertainty, total + size
+            report = torch.cat([site.report, torch.ones_like(site.report[:1])]).to(sums)
+            sums[:, site.losses] += size * report
+            uncertainty, total = uncertainty + size * site.uncertainty.to(sums), total + size
     belief, leading, weights = sums[:3] / sums[3].clamp_min(1)
     weights = torch.where(sums[3] > 0, weights, torch.ones_like(weights))
     return Trust(belief, uncertainty / total if total else torch.ones_like(uncertainty), leading, weights)
