@@ -25,7 +25,6 @@ from balanced_grad.capture import (
     Window,
     backward,
     eager,
-    merged,
     on_backward,
     select,
     weighted,
@@ -156,7 +155,7 @@ class Balancer(nn.Module, ABC):
             # No weights before backward(): until then the scalar is the plain sum.
             chosen, value = None, problem.losses.sum()
         else:
-            problem = self._of_all_processes(problem) if exchanges else problem
+            problem = Problem(*self._processes.of_all(problem.names, problem.losses)) if exchanges else problem
             chosen = self.weigh(problem)
             value = chosen.objective(problem)
         if not learning:
@@ -171,11 +170,6 @@ class Balancer(nn.Module, ABC):
         if inputs is not None:
             return on_backward(value, lambda scale: backward(given.tensors, own, scale, inputs))
         return weighted(value, own, given)
-
-    def _of_all_processes(self, problem: Problem) -> Problem:
-        """The mean of each loss over the processes that have it."""
-        said = self._processes.agree(problem.names)
-        return Problem(merged(said), self._processes.mean(said, problem.names, problem.losses))
 
     def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture | None:
         losses.require_graph()

@@ -13,7 +13,7 @@ from balanced_grad.capture._parameters import Memory, ParameterCapture
 from balanced_grad.capture._partition import Groups, Partition
 from balanced_grad.capture._plan import ParameterFilter, Plan
 from balanced_grad.capture._processes import Group as ProcessGroup
-from balanced_grad.capture._processes import Processes, merged
+from balanced_grad.capture._processes import Processes
 from balanced_grad.capture._rows import Arena
 from balanced_grad.capture._sharded import ShardedCapture
 from balanced_grad.capture._window import Window
@@ -44,7 +44,6 @@ __all__ = [
     "backward",
     "eager",
     "index",
-    "merged",
     "on_backward",
     "select",
     "weighted",

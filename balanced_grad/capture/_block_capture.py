@@ -11,7 +11,7 @@ from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
 from balanced_grad.capture._inner import select
 from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._plan import ParameterFilter
-from balanced_grad.capture._processes import Processes, merged
+from balanced_grad.capture._processes import Processes
 from balanced_grad.capture._taps import KINDS, Tap, taps
 from balanced_grad.capture._write import accumulate
 from balanced_grad.records import LinearCall
@@ -63,9 +63,7 @@ class BlockCapture:
             if any(site.by_index for site in self._block.sites):
                 raise RuntimeError("by_index=True is for one process: heads of different losses are not averaged")
             found = self._take(scale / count)
-        said = self._processes.agree(self._losses.names)
-        self._names = merged(said)
-        self._values = self._processes.mean(said, self._losses.names, self._values)
+        self._names, self._values = self._processes.of_all(self._losses.names, self._values)
         return of_all(found, self._block, self._losses.names, self._names, self._processes, scale.device)
 
     def _take(self, scale: Tensor) -> list[SiteRows]:

@@ -139,6 +139,11 @@ class Processes:
             return total / counts[0]
         return torch.stack([value / count for value, count in zip(total.unbind(), counts, strict=True)])
 
+    def of_all(self, names: tuple[str, ...], values: Tensor) -> tuple[tuple[str, ...], Tensor]:
+        """All losses' names, and the mean of each over the processes that have it."""
+        said = self.agree(names)
+        return merged(said), self.mean(said, names, values)
+
     def sum_rows(self, rows: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Sum of each named row over the processes: one reduction per dtype, whichever of them have which rows.
 

@@ -54,9 +54,8 @@ class Laplace(Variance):
                 f"draws={self.draws} with curvature='fisher': only for a softmax cross-entropy can the gradient be "
                 "evaluated again from the layer alone; write curvature='softmax', or draws=0"
             )
-        laplace_variance(torch.zeros(()), self.num_data or 1.0, self.prior_precision)  # refuses values out of range
-        if self.num_data is not None and not self.num_data > 0:
-            raise ValueError(f"num_data={self.num_data!r}: give the number of training items, or None")
+        size = 1.0 if self.num_data is None else self.num_data
+        laplace_variance(torch.zeros(()), size, self.prior_precision)  # refuses values out of range
 
     @property
     def random(self) -> bool:

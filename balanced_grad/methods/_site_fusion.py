@@ -18,6 +18,7 @@ from balanced_grad.evidence import (
     precision_evidence,
 )
 from balanced_grad.evidence._history import History, sample, typical_variance
+from balanced_grad.evidence._linear import wide
 from balanced_grad.kernels import evidential_fuse, moments_update
 from balanced_grad.records import LinearCall
 
@@ -101,7 +102,7 @@ class SiteFusion:
     ) -> Observed:
         """Gradients and variance of one site's sources; changes nothing, but may refuse."""
         sources, added = self._roles(site, names)
-        rows = _wide(site.rows)
+        rows = wide(site.rows)
         plain = rows[added].sum(0) if added else None
         rows = rows if len(sources) == len(rows) else rows[sources]
         losses = [site.losses[position] for position in sources]
@@ -124,8 +125,9 @@ class SiteFusion:
         rows, known = seen.rows, seen.known
         if not seen.losses:
             return FusedSite(_plus(rows.sum(0), seen.plain), [])
+        zeros = rows.sum(1, dtype=torch.float64) * 0  # NaN in the rows where anything is not finite, in one read
         if learning:
-            self._update(seen, scale)
+            self._update(seen, scale, zeros == 0)
             history.put(seen.names, known)
         variance = known["variance"]
         if self.precision == "relative":
@@ -134,12 +136,12 @@ class SiteFusion:
         if typical.dim():
             variance, typical = variance / typical, typical.new_ones(())
         fused = self._fused(seen, variance, 1 / typical)
-        fused.row.add_(rows.sum() * 0)  # NaN where anything is not finite: a loss scaler must see it
+        fused.row.add_(zeros.sum())  # a loss scaler must see it
         return fused._replace(row=_plus(fused.row, seen.plain))
 
-    def _update(self, seen: Observed, scale: Tensor) -> None:
-        """Take this step into the statistics, in the rows that are finite."""
-        known, rows, finite = seen.known, seen.rows, _finite(seen.rows)
+    def _update(self, seen: Observed, scale: Tensor, finite: Tensor) -> None:
+        """Take this step into the statistics, in the rows that are ``finite (R,)``."""
+        known, rows = seen.known, seen.rows
         if self._over_steps is not None:
             state = known["mean"], known["variance"], known["weight"]
             moments_update(rows, *state, self._over_steps.decay, scale=scale, ok=finite)
@@ -149,7 +151,7 @@ class SiteFusion:
             old = known.get(key, torch.zeros_like(value))
             known[key] = torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, old)
         new = seen.moments.variance
-        ok = finite & _finite(new)
+        ok = finite & (new.sum(1, dtype=torch.float64) * 0 == 0)
         moments_update(rows, None, known["variance"], known["weight"], self.decay, new_variance=new, ok=ok)
         if self.precision == "relative":
             known["steps"] = known.get("steps", torch.zeros_like(known["weight"]))
@@ -194,18 +196,9 @@ class SiteFusion:
         return (modalities, joint) if add else (sorted(modalities + joint), [])
 
 
-def _finite(rows: Tensor) -> Tensor:
-    """Which rows are finite in every entry, ``(R,)`` bool, in one read."""
-    return rows.sum(1, dtype=torch.float64) * 0 == 0
-
-
 def _plus(row: Tensor, plain: Tensor | None) -> Tensor:
     return row if plain is None else row + plain
 
 
 def _unscaled(call: LinearCall, scale: Tensor) -> LinearCall:
-    return call._replace(gradients=_wide(call.gradients) / scale)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.itemsize < 4 else values
+    return call._replace(gradients=wide(call.gradients) / scale)
