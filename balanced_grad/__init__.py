@@ -2,6 +2,7 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.guard import HeldOut, endless, hold_out
 from balanced_grad.methods import AGM, BOGC, DGL, MIMO, MLB, OGM, Gramian, MinNorm, MMPareto, Uniform, scores
 from balanced_grad.optim import BalancedOptimizer, ModalityGroups
 from balanced_grad.records import Problem, Step, Trust, Weighting
@@ -19,6 +20,7 @@ __all__ = [
     "BalancedOptimizer",
     "Balancer",
     "Gramian",
+    "HeldOut",
     "MMPareto",
     "MinNorm",
     "ModalityGroups",
@@ -28,5 +30,7 @@ __all__ = [
     "Uniform",
     "Weighting",
     "attach",
+    "endless",
+    "hold_out",
     "scores",
 ]

@@ -51,6 +51,9 @@ class Balancer(nn.Module, ABC):
     loss; a method that takes per-loss gradients at the parameters reduces ``Σ_s R_s D_s`` numbers per step, for
     ``D_s`` parameters that ``R_s`` losses reach, where the plain sum reduces ``Σ_s D_s``.
 
+    ``balancer.factors``, a mapping of loss name -> ``()`` tensor, multiplies the weights that the method chooses; a
+    loss that is not named keeps its own. ``HeldOut`` sets it, and so may you.
+
     Args:
         params: the parameters that may receive gradients (``model.parameters()`` or ``named_parameters()``,
             whose names then appear in errors); default: every leaf that the losses reach.
@@ -97,6 +100,7 @@ class Balancer(nn.Module, ABC):
         self.include_exclusive = include_exclusive
         self.record_gramian = record_gramian
         self.last: Step | None = None
+        self._factors: Mapping[str, Tensor] = {}
         self._params = ParameterFilter(params)
         self._memory = Memory()
         self._processes = Processes()
@@ -109,6 +113,19 @@ class Balancer(nn.Module, ABC):
     @process_group.setter
     def process_group(self, group: ProcessGroup) -> None:
         self._processes = Processes(group)
+
+    @property
+    def factors(self) -> Mapping[str, Tensor]:
+        """Loss name -> factor ``()`` on the weight that the method chooses; 1 for a loss that is not named."""
+        return self._factors
+
+    @factors.setter
+    def factors(self, factors: Mapping[str, Tensor]) -> None:
+        for name, factor in factors.items():
+            if not isinstance(factor, Tensor) or factor.dim():
+                what = f"of shape {tuple(factor.shape)}" if isinstance(factor, Tensor) else f"a {type(factor).__name__}"
+                raise TypeError(f"factors[{name!r}] is {what}; give a 0-dimensional tensor on the losses' device")
+        self._factors = dict(factors)
 
     @abstractmethod
     def weigh(self, problem: Problem) -> Weighting:
@@ -156,12 +173,12 @@ class Balancer(nn.Module, ABC):
             chosen, value = None, problem.losses.sum()
         else:
             problem = Problem(*self._processes.of_all(problem.names, problem.losses)) if exchanges else problem
-            chosen = self.weigh(problem)
+            chosen = self._damped(self.weigh(problem), problem)
             value = chosen.objective(problem)
         if not learning:
             return value
         weights = None if chosen is None else chosen.weights
-        self.last = Step(problem.names, problem.losses, weights)
+        self.last = Step(problem.names, problem.losses, weights, factors=self.factors)
         if capture is not None:
             return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
         assert weights is not None
@@ -206,10 +223,23 @@ class Balancer(nn.Module, ABC):
             unit = torch.where(scale == 0, torch.ones_like(scale), scale).double() * capture.batches
             gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
             if weights is None:
-                weights = self.weigh(replace(problem, gramian=gramian, reach=capture.reach())).weights
+                problem = replace(problem, gramian=gramian, reach=capture.reach())
+                weights = self._damped(self.weigh(problem), problem).weights
             capture.write(weights)
         labels = () if self._partition.single else capture.problems
-        self.last = Step(problem.names, problem.losses, weights, gramian, labels)
+        self.last = Step(problem.names, problem.losses, weights, gramian, labels, factors=self.factors)
+
+    def _damped(self, chosen: Weighting, problem: Problem) -> Weighting:
+        """What the method chose, with the weight of each loss times its factor."""
+        factors = self._factors_of(problem)
+        return chosen if factors is None else Weighting(chosen.weights * factors.to(chosen.weights.dtype))
+
+    def _factors_of(self, problem: Problem) -> Tensor | None:
+        """``(K,)`` factors of these losses; None where there are none."""
+        if not self._factors:
+            return None
+        one = problem.losses.new_ones(())
+        return torch.stack([self._factors.get(name, one).to(one) for name in problem.names])
 
     def _base_repr(self) -> str:
         """The settings of this class that differ from their defaults, to append to a method's own."""

@@ -23,6 +23,7 @@ class Step:
         scores: modality -> score ``()``, for a method that modulates encoders; empty for others.
         coefficients: modality -> factor ``()`` on its encoder's gradient or update, beside the scores.
         trust: of a method that weighs evidence, what it believed; None for others.
+        factors: loss -> factor ``()`` of a guard on the weight that the method chose; it is in ``weights``.
     """
 
     names: tuple[str, ...]
@@ -33,14 +34,16 @@ class Step:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     coefficients: Mapping[str, Tensor] = field(default_factory=dict)
     trust: "Trust | None" = None
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Losses, weights, scores and coefficients by name as Python floats, for logging; waits for the device.
+        """Losses, weights, scores, coefficients and factors by name as floats, for logging; waits for the device.
 
         Of several problems, the weights under ``"weights"`` are the means, beside one ``"weights/<label>"`` each.
         """
         out = {"losses": dict(zip(self.names, self.losses.tolist(), strict=True))}
-        for kind, values in (("scores", self.scores), ("coefficients", self.coefficients)):
+        by_name = {"scores": self.scores, "coefficients": self.coefficients, "factors": self.factors}
+        for kind, values in by_name.items():
             if values:
                 out[kind] = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
         if self.weights is None:

@@ -12,6 +12,7 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
         cosine           mean cosine of the gradients of two losses that meet
         conflict         share of these pairs whose inner product is negative
         score/NAME, coefficient/NAME   of a method that modulates encoders
+        factor/NAME      of a guard
 
     The cosine and the conflict are there where per-loss gradients were taken: by a method that needs them, or with
     ``record_gramian=True``. A pair in which a gradient is zero does not count; of no pair, both are 0.
@@ -46,6 +47,7 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
         out["cosine"], out["conflict"] = _conflict(step.gramian)
     out |= {f"score/{name}": score for name, score in step.scores.items()}
     out |= {f"coefficient/{name}": factor for name, factor in step.coefficients.items()}
+    out |= {f"factor/{name}": factor for name, factor in step.factors.items()}
     return {f"{prefix}{name}": value for name, value in out.items()}
 
 

@@ -139,14 +139,18 @@ class BOGC(Balancer):
                 self.fusion.observe(rows, problem.names, own, histories[rows.site], generator)
                 for rows, own in zip(found, scales, strict=True)
             ]
+            factors = self._factors_of(problem)
             fused = [
-                self.fusion.fuse(known, own, histories[rows.site], learning=self.training)
+                self.fusion.fuse(known, own, histories[rows.site], factors, learning=self.training)
                 for rows, known, own in zip(found, seen, scales, strict=True)
             ]
             trust = _trust(fused, problem)
             outside = trust.weights if self.scale_encoders else torch.ones_like(trust.weights)
+            if factors is not None:
+                outside = outside * factors
+                trust = trust._replace(weights=trust.weights * factors)
             capture.write(zip(found, (site.row for site in fused), strict=True), outside)
-        self.last = Step(problem.names, problem.losses, trust.weights, trust=trust)
+        self.last = Step(problem.names, problem.losses, trust.weights, trust=trust, factors=self.factors)
 
     def _own_generator(self, device: torch.device) -> torch.Generator | None:
         if not self.fusion.variance.random:

@@ -68,13 +68,13 @@ class DGL(Balancer):
             raise ValueError("DGL uses no features; write balancer(losses)")
         given = Losses.check(losses)
         problem = Problem(given.names, given.values())
-        weighting = self.weigh(problem)
+        weighting = self._damped(self.weigh(problem), problem)
         value = weighting.objective(problem)
         if not torch.is_grad_enabled():
             return value
         given.require_graph()
         inputs = self._inputs(given)
-        self.last = Step(problem.names, problem.losses, weighting.weights)
+        self.last = Step(problem.names, problem.losses, weighting.weights, factors=self.factors)
         return on_backward(value, lambda scale: _run(given, weighting.weights * scale, inputs))
 
     def _inputs(self, losses: Losses) -> list[list[Tensor]]:

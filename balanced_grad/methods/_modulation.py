@@ -91,7 +91,7 @@ class Modulation(Balancer, ABC):
             scores = self._default(problem) if scores is None else scores
             names = self.modalities.names
             own = aligned(names, scores, problem.losses)
-        weights = self.weigh(problem).weights
+        weights = self._damped(self.weigh(problem), problem).weights
         seen = across_ranks(own, self._processes)
         active = self.stop_after is None or self._steps < self.stop_after
         coefficients = self._coefficients(seen) if active else torch.ones_like(seen)
@@ -105,6 +105,7 @@ class Modulation(Balancer, ABC):
             weights,
             scores={name: score for name, score in zip(names, seen, strict=True) if scores.get(name) is not None},
             coefficients=dict(zip(names, coefficients.unbind(), strict=True)),
+            factors=self.factors,
         )
         return on_backward(problem.losses.sum(), lambda scale: _run(given, weights, scale, hooks))
 

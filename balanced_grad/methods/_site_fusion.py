@@ -32,17 +32,21 @@ class Observed(NamedTuple):
 
     Attributes:
         losses: positions of the losses that are sources; empty if there is only one.
+        sources: positions of all of them.
+        added: positions of the losses whose gradients are added as they are.
         names: of the sources.
         rows: ``(R, D)`` their gradients, at least float32, times the loss scale.
-        plain: ``(D,)`` sum of the gradients that are added as they are; None without any.
+        plain: ``(A, D)`` gradients of those that are added.
         known: the statistics of these losses before this step.
         moments: of this step; None if the variance is that of the rows over steps.
     """
 
     losses: list[int]
+    sources: list[int]
+    added: list[int]
     names: list[str]
     rows: Tensor
-    plain: Tensor | None
+    plain: Tensor
     known: dict[str, Tensor]
     moments: Moments | None
 
@@ -103,28 +107,32 @@ class SiteFusion:
         """Gradients and variance of one site's sources; changes nothing, but may refuse."""
         sources, added = self._roles(site, names)
         rows = wide(site.rows)
-        plain = rows[added].sum(0) if added else None
+        plain = rows[added]
         rows = rows if len(sources) == len(rows) else rows[sources]
         losses = [site.losses[position] for position in sources]
+        beside = [site.losses[position] for position in added]
         present = [names[loss] for loss in losses]
         if len(sources) < 2:
-            return Observed([], present, rows, plain, {}, None)
+            return Observed([], losses, beside, present, rows, plain, {}, None)
         averages = ("variance", "mean") if self._over_steps or self.precision == "relative" else ("variance",)
         known = history.rows(present, averages, rows)
         if self._over_steps:
-            return Observed(losses, present, rows, plain, known, None)
+            return Observed(losses, losses, beside, present, rows, plain, known, None)
         gradients = rows / scale
         calls = [_unscaled(site.calls[position], scale) for position in sources] if site.calls else []
         shapes = [parameter.shape for parameter in next(iter(site.site.heads.values()))]
         moments = self.variance.moments(gradients, calls, shapes, known, generator)
         rows = rows if moments.mean is gradients else moments.mean * scale
-        return Observed(losses, present, rows, plain, known, moments)
+        return Observed(losses, losses, beside, present, rows, plain, known, moments)
 
-    def fuse(self, seen: Observed, scale: Tensor, history: History, *, learning: bool) -> FusedSite:
-        """Update the statistics, if ``learning``, and fuse the rows."""
+    def fuse(
+        self, seen: Observed, scale: Tensor, history: History, factors: Tensor | None = None, *, learning: bool
+    ) -> FusedSite:
+        """Update the statistics, if ``learning``, and fuse the rows, each times the factor of its loss."""
         rows, known = seen.rows, seen.known
+        damped, plain = _damped(rows, factors, seen.sources), _damped(seen.plain, factors, seen.added)
         if not seen.losses:
-            return FusedSite(_plus(rows.sum(0), seen.plain), [])
+            return FusedSite(_plus(damped.sum(0), plain), [])
         zeros = rows.sum(1, dtype=torch.float64) * 0  # NaN in the rows where anything is not finite, in one read
         if learning:
             self._update(seen, scale, zeros == 0)
@@ -135,9 +143,9 @@ class SiteFusion:
         typical = typical_variance(variance, per_source=self.unit == "source")
         if typical.dim():
             variance, typical = variance / typical, typical.new_ones(())
-        fused = self._fused(seen, variance, 1 / typical)
+        fused = self._fused(seen._replace(rows=damped), variance, 1 / typical)
         fused.row.add_(zeros.sum())  # a loss scaler must see it
-        return fused._replace(row=_plus(fused.row, seen.plain))
+        return fused._replace(row=_plus(fused.row, plain))
 
     def _update(self, seen: Observed, scale: Tensor, finite: Tensor) -> None:
         """Take this step into the statistics, in the rows that are ``finite (R,)``."""
@@ -196,8 +204,15 @@ class SiteFusion:
         return (modalities, joint) if add else (sorted(modalities + joint), [])
 
 
-def _plus(row: Tensor, plain: Tensor | None) -> Tensor:
-    return row if plain is None else row + plain
+def _plus(row: Tensor, plain: Tensor) -> Tensor:
+    return row + plain.sum(0) if len(plain) else row
+
+
+def _damped(rows: Tensor, factors: Tensor | None, losses: list[int]) -> Tensor:
+    """Each row times the factor of its loss."""
+    if factors is None or not losses:
+        return rows
+    return rows * torch.stack([factors[loss] for loss in losses]).to(rows).unsqueeze(1)
 
 
 def _unscaled(call: LinearCall, scale: Tensor) -> LinearCall:

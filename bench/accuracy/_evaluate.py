@@ -114,6 +114,19 @@ def evaluate(model: LateFusion, method: Method, data: Dataset) -> dict[str, Any]
     return {"rules": report, "heads": heads, "exponents": pool.exponents, "shrinkage": pool.shrinkage}
 
 
+@torch.no_grad()
+def accuracies(model: LateFusion, method: Method, data: Dataset) -> dict[str, dict[str, float]]:
+    """Accuracy in percent under each rule, by split."""
+    model.eval()
+    outputs = {name: experts(method, model, model.features(getattr(data, name).inputs)) for name in ("val", "test")}
+    pool = Product(outputs["val"], model.names, data.val.labels)
+    rules = {"fused": lambda x: own(method, x), "product": product, "fitted": pool.fitted}
+    return {
+        rule: {name: quality(predict(outputs[name]), getattr(data, name).labels)[0] for name in outputs}
+        for rule, predict in rules.items()
+    }
+
+
 def missing(
     method: Method, model: LateFusion, features: list[Tensor], means: list[Tensor], name: str
 ) -> tuple[Outputs, Outputs]:

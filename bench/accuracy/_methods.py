@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import balanced_grad as bg
@@ -39,6 +39,8 @@ class Method:
         phases: the parts of training, from the settings.
         own: the prediction that is the method's own: the fused head, the average or the product of its heads.
         network: the model's class.
+        guard: what a held-out guard around the balancer damps; None: there is no guard. It takes its items from the
+            training part, so these methods train on fewer.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     phases: Callable[[Settings], tuple[Phase, ...]] = lambda _: (Phase(),)
     own: Own = "fused"
     network: type[LateFusion] = LateFusion
+    guard: Literal["auxiliary", "encoder"] | None = None
 
     def settings(self, optimizer: str, trial: int) -> Settings:
         """Settings of a trial: 0 the defaults, later ones drawn; learning rates are the same for every method."""
@@ -108,7 +111,7 @@ def torchjd(name: str) -> Callable[..., bg.Balancer]:
 ALONE = Method("uni-modal", phases=lambda _: (Phase(joint=False),), own="average")
 BASELINE = Method("joint", phases=joint_only())
 UNIFORM = Method("uniform", uniform, {"unimodal": (1.0, 0.3, 0.5, 2.0)})
-METHODS = (
+UNGUARDED = (
     ALONE,
     BASELINE,
     UNIFORM,
@@ -164,4 +167,13 @@ METHODS = (
     Method("I2M2", space={"pretraining": (0.5, 0.0, 0.75), "rate": (0.1, 0.3, 1.0)}, phases=experts, own="product",
            network=InterIntra),
 )  # fmt: skip
+METHODS = (
+    *UNGUARDED,
+    *(
+        replace(method, name=f"{method.name}, guarded", guard="auxiliary")
+        for method in UNGUARDED
+        if method.name in ("uniform", "MIMO", "MinNorm", "BOGC")
+    ),
+    replace(UNIFORM, name="uniform, guarded encoders", guard="encoder"),
+)
 BY_NAME = {method.name: method for method in METHODS}

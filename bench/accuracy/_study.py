@@ -17,7 +17,7 @@ from balanced_grad.demo._data import SPLITS, Dataset
 from balanced_grad.demo._probe import probe
 from balanced_grad.demo._train import BATCH
 from bench.accuracy._data import load, trusted
-from bench.accuracy._evaluate import evaluate, shapley_loss
+from bench.accuracy._evaluate import accuracies, evaluate, shapley_loss
 from bench.accuracy._generated import TASKS
 from bench.accuracy._methods import BY_NAME, Method, Settings
 from bench.accuracy._timing import time_beside_joint
@@ -129,7 +129,10 @@ class Study:
         measured |= {"probe": {"val": val, "test": test}, "checkpoint": trained.epochs}
         measured["shapley"] = shapley_loss(model, method, self.data.test)
         measured |= {"conflict": watch.conflict, "weights": watch.weights, "update_ratio": watch.update_ratio}
+        measured |= {"factors": watch.factors}
         measured["ms"] = time_beside_joint(self.data, method, settings, self.protocol.optimizer, TIMED_STEPS)
+        model.load_state_dict(trained.last)
+        measured["last"] = accuracies(model, method, self.data)
         return self.ledger.add(line | rounded(measured))
 
     def _train(self, method: Method, settings: Settings, seed: int, tick: Callable[[], object]) -> Any:

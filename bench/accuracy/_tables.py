@@ -8,6 +8,7 @@ from bench.accuracy._methods import BASELINE, UNIFORM
 from bench.accuracy._statistics import Group, mean_and_deviation, number, points
 from bench.accuracy._study import Line
 
+SPLITS = ("test", "val")
 Cell = Callable[[str], str]
 
 
@@ -126,6 +127,20 @@ def time(group: Group) -> str:
     return table(list(group.runs), columns)
 
 
+def last(group: Group) -> str:
+    """Accuracy after the last epoch, and the mean factor of a guard by then."""
+    columns = {f"{rule}, {split}": at(group, "last", rule, split) for rule in ("fused", "fitted") for split in SPLITS}
+    for name in group.modalities:
+        columns[f"factor of {name}"] = over_seeds(group, lambda line, name=name: final(line, name), digits=2)
+    return table(list(group.runs), columns)
+
+
+def final(line: Line, name: str) -> float | None:
+    """Factor of a modality in the last epoch."""
+    series = number(line, "factors", name)
+    return series[-1] if series else None
+
+
 def settings(group: Group) -> str:
     """What the trials chose."""
 
@@ -144,6 +159,7 @@ SECTIONS = {
     "Accuracy with one modality missing, test, %": missing,
     "Calibration, test: negative log-likelihood in nats, expected calibration error in %": calibration,
     "Shapley contribution to the test loss, nats": contributions,
+    "After the last epoch, with no checkpoint chosen, %": last,
     "Training": training,
     "Time per step": time,
     "Settings": settings,

@@ -14,7 +14,7 @@ import balanced_grad as bg
 from balanced_grad.demo._data import Dataset, Split
 from balanced_grad.demo._train import BATCH, RECIPE
 from bench.accuracy._evaluate import WHOLE, evaluate_own, quality
-from bench.accuracy._methods import ALONE, Method, Phase, Settings
+from bench.accuracy._methods import ALONE, Method, Phase, Settings, encoders
 from bench.accuracy._model import build
 from bench.accuracy._objectives import JOINT, Forward
 from bench.accuracy._watch import Watch
@@ -34,8 +34,22 @@ class Trainer:
             torch.manual_seed(seed)
             self.model = build(method.network, data)
         self.balancer = method.balancer(self.model, settings)
+        self.items = data.train
         self.settings, self.kind = settings, optimizer
+        if method.guard:
+            self._guard(method, seed)
         self.begin(method.phases(settings)[-1])
+
+    def _guard(self, method: Method, seed: int) -> None:
+        """Put a guard around the balancer, and aside the items it looks at."""
+        kept, held = (torch.tensor(part.indices) for part in bg.hold_out(range(len(self.items)), seed=seed))
+        self.items, items = self.items[kept], self.items[held]
+        order = torch.Generator().manual_seed(seed)
+
+        def held_out() -> dict[str, Tensor]:
+            return self.forward(items[torch.randint(len(items), (BATCH,), generator=order)]).losses()
+
+        self.balancer = bg.HeldOut(self.balancer, held_out, target=method.guard)
 
     def begin(self, phase: Phase) -> None:
         """Start a phase, with a fresh optimizer."""
@@ -45,7 +59,8 @@ class Trainer:
             base = torch.optim.SGD(self.model.parameters(), momentum=RECIPE["momentum"], fused=True, **rates)
         else:
             base = torch.optim.AdamW(self.model.parameters(), fused=True, **rates)
-        self.optimizer = bg.BalancedOptimizer(base, self.balancer) if self.balancer is not None else base
+        named = encoders(self.model)
+        self.optimizer = base if self.balancer is None else bg.BalancedOptimizer(base, self.balancer, modalities=named)
 
     def forward(self, batch: Split) -> Forward:
         """The predictions that this phase trains."""
@@ -93,9 +108,10 @@ class Best:
 
 @dataclass
 class Trained:
-    """A model at its checkpoint, and what happened on the way."""
+    """A model at its checkpoint, its weights after the last epoch, and what happened on the way."""
 
     model: nn.Module
+    last: dict[str, Tensor]
     score: Score
     epochs: dict[str, int]
     watch: Watch
@@ -126,9 +142,9 @@ def train(
     for epoch in range(epochs):
         if epoch in starts:
             trainer.begin(starts[epoch])
-        for rows in torch.split(torch.randperm(len(data.train), generator=order), BATCH):
+        for rows in torch.split(torch.randperm(len(trainer.items), generator=order), BATCH):
             with watch.update_of(trainer.model):
-                trainer.step(data.train[rows])
+                trainer.step(trainer.items[rows])
             watch.see(trainer.balancer)
         watch.end_epoch()
         scores = evaluate_own(trainer.model, method, data.val)
@@ -137,11 +153,12 @@ def train(
         tick()
     if set(best.state) != set(own_parts):
         raise DivergedError(f"no epoch with a finite validation loss, settings {settings}")
+    last = copy.deepcopy(trainer.model.state_dict())
     for name, modules in own_parts.items():
         for module, state in zip(modules, best.state[name], strict=True):
             module.load_state_dict(state)
     mean = tuple(sum(column) / len(own_parts) for column in zip(*best.score.values(), strict=True))
-    return Trained(trainer.model, mean, best.epoch, watch)
+    return Trained(trainer.model, last, mean, best.epoch, watch)
 
 
 def phase_starts(phases: tuple[Phase, ...], epochs: int) -> dict[int, Phase]:

@@ -14,18 +14,21 @@ from bench.accuracy._objectives import JOINT
 class Watch:
     """What is seen while training.
 
-    Per epoch: the mean weight of each loss, or coefficient of each encoder where a method has them, and each encoder's
-    update ratio ``|Δθ| / |θ|`` in the first step, after the optimizer. Over all steps: the conflict rate, a conflict
-    being a negative inner product of the joint loss's gradient and a uni-modal one's, where they meet.
+    Per epoch: the factors of a guard at its end, the mean weight of each loss, or coefficient of each encoder where a
+    method has them, and each encoder's update ratio ``|Δθ| / |θ|`` in the first step, after the optimizer. Over all
+    steps: the conflict rate, a conflict being a negative inner product of the joint loss's gradient and a uni-modal
+    one's, where they meet.
     """
 
     def __init__(self) -> None:
         self.weights: dict[str, list[float]] = {}
         self.update_ratio: dict[str, list[float]] = {}
+        self.factors: dict[str, list[float]] = {}
         self._weights: list[Tensor] = []
         self._names: tuple[str, ...] = ()
         self._conflicts: list[Tensor] = []
         self._first = True
+        self._last: bg.Step | None = None
 
     @property
     def conflict(self) -> float | None:
@@ -47,7 +50,7 @@ class Watch:
 
     def see(self, balancer: bg.Balancer | None) -> None:
         """Take note of a step."""
-        last = None if balancer is None else balancer.last
+        self._last = last = None if balancer is None else balancer.last
         if last is None:
             return
         if last.coefficients:  # of a method that weighs encoders: its losses all count 1
@@ -64,6 +67,8 @@ class Watch:
 
     def end_epoch(self) -> None:
         """Close the books of an epoch."""
+        for name, factor in (self._last.factors if self._last else {}).items():
+            self.factors.setdefault(name, []).append(factor.item())
         if self._weights:
             mean = torch.stack(self._weights).mean(0).tolist()
             for name, weight in zip(self._names, mean, strict=True):

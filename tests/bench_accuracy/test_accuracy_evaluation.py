@@ -103,7 +103,7 @@ def test_generated_tasks_hold_the_information_they_are_named_after(task):
     turn = rng.choice([-1, 1], 20000)
     x[0, :, 0], x[1, :, 0], x[1, :, 1] = bits[0], turn, turn * bits[1]
     accuracy = [bayes(task, 9 * x, label(task, bits), known) for known in ((True, False), (False, True), (True, True))]
-    alone = {"redundant": 100, "unique": 50, "synergy": 50}[task]
+    alone = {"redundant": 100, "unique": 50, "synergy": 50, "noise": 50}[task]
     assert accuracy == pytest.approx([alone, alone, 100], abs=2)
 
 

@@ -1,0 +1,262 @@
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import JOINT, Losses, ProcessGroup
+from balanced_grad.guard._transfer import Transfer
+from balanced_grad.records import Problem, Step, Weighting
+
+Target = Literal["auxiliary", "encoder"]
+HeldOutLosses = Callable[[], Mapping[str, Tensor | None]]
+
+
+class HeldOut(Balancer):
+    """A guard around any balancer: a modality that only memorises loses its weight.
+
+    Training signals tell how fast a modality fits, not what it learns. Every ``every`` steps the losses of one batch
+    of held-out items, taken from the training part, tell how much of that carries over:
+
+        ρ_m = (L_m,0 - H_m + z s_m) / (L_m,0 - T_m)   within [floor, 1]
+
+    with the moving averages ``T`` of the training loss and ``H`` of the held-out one, their common start ``L_0``, and
+    the standard error ``s`` of their difference, so that noise alone takes nothing away. The weight that the method
+    chooses for the loss of modality ``m`` is multiplied by ``ρ_m``; the joint loss keeps its own. A held-out loss that
+    falls again brings the modality back.
+
+    With ``target="encoder"`` the update of encoder ``m`` is multiplied as well, joint gradient and all, by
+    ``max(ρ_m, 2 ρ_joint - 1)``: while the joint prediction generalises, it may go on teaching an encoder whose own
+    loss does not, as it must where only the modalities together say something.
+
+    Args:
+        balancer: the method to guard.
+        held_out: called for the losses of a held-out batch, without a graph; a ``BalancedOptimizer`` around this
+            guard calls it after its step whenever one is due. None (default): call ``observe`` yourself.
+        every: training steps between two checks. Default 10 (ours): one more forward pass in ten steps.
+        target: ``"auxiliary"`` (default), the uni-modal losses; ``"encoder"``, the encoders' updates as well, which
+            needs a ``BalancedOptimizer`` that knows the ``modalities``.
+        floor: smallest factor. Default 0.
+        decay: of the moving averages, per check, bias corrected. Default 0.9 (ours).
+        confidence: ``z``. Default 1 (ours).
+        warm_up: checks in which all factors are 1. Default 10 (ours).
+
+    All processes of a group get the same factors, from the means of their losses. Nothing waits for the device. A
+    held-out loss that is not finite, or missing, leaves the factor of its modality as it is.
+
+    Raises:
+        TypeError, ValueError: for something else than a balancer, a guard inside a guard, an option out of range.
+        RuntimeError: for ``target="encoder"`` without a ``BalancedOptimizer``; for ``observe`` before the first
+            training step.
+
+    Source: ours. The ratio is the complement of gradient blending's over-fitting to generalisation, taken online and in
+    one run (Wang et al., "What Makes Training Multi-modal Classification Networks Hard?", 2020).
+
+    Examples:
+        >>> import torch
+        >>> import balanced_grad as bg
+        >>> w = torch.nn.Parameter(torch.tensor([4.0, 4.0]))
+        >>> guard = bg.HeldOut(bg.Uniform(), every=1, warm_up=2)
+        >>> optimizer = bg.BalancedOptimizer(torch.optim.SGD([w], lr=0.2), guard)
+        >>> for _ in range(12):
+        ...     guard({"audio": w[0].abs(), "video": w[1].abs()}).backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     if guard.due:
+        ...         guard.observe({"audio": w[0].abs(), "video": 8 - w[1].abs()})  # video learns nothing that lasts
+        >>> guard.last.to_dict()["factors"]
+        {'audio': 1.0, 'video': 0.0}
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        held_out: HeldOutLosses | None = None,
+        *,
+        every: int = 10,
+        target: Target = "auxiliary",
+        floor: float = 0.0,
+        decay: float = 0.9,
+        confidence: float = 1.0,
+        warm_up: int = 10,
+    ) -> None:
+        nn.Module.__init__(self)  # what a balancer has, this one takes from the one inside
+        if not isinstance(balancer, Balancer) or isinstance(balancer, HeldOut):
+            what = "another HeldOut" if isinstance(balancer, HeldOut) else f"a {type(balancer).__name__}"
+            raise TypeError(f"balancer is {what}; give the method to guard, such as bg.Uniform()")
+        if held_out is not None and not callable(held_out):
+            raise TypeError(f"held_out is a {type(held_out).__name__}; give a function that returns losses, or None")
+        if every < 1 or warm_up < 0:
+            raise ValueError(f"every={every!r}, warm_up={warm_up!r}: give steps >= 1 and checks >= 0")
+        if target not in get_args(Target):
+            raise ValueError(f"target={target!r}: choose one of {get_args(Target)}")
+        if not 0 <= floor <= 1 or not 0 <= decay < 1 or not confidence >= 0:
+            raise ValueError(
+                f"floor={floor!r}, decay={decay!r}, confidence={confidence!r}: give floor in [0, 1], decay in [0, 1) "
+                "and confidence >= 0"
+            )
+        self.balancer = balancer
+        self.held_out = held_out
+        self.every = every
+        self.target: Target = target
+        self.floor = floor
+        self.transfer = Transfer(decay, confidence, warm_up)
+        self._steps = 0
+        self._due_at = 1
+        self._seen: deque[tuple[tuple[str, ...], Tensor]] = deque(maxlen=every)  # training losses since the last check
+        self._wrapped = False
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for ``observe``: after the first training step, then ``every`` so many."""
+        return self._steps >= self._due_at
+
+    def forward(
+        self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None, **options: Any
+    ) -> Tensor:
+        """The scalar of the balancer inside, for a batch of training items; see its ``forward``."""
+        if self.target == "encoder" and not self._wrapped:
+            raise RuntimeError(
+                "target='encoder' multiplies what the optimizer does, so the optimizer must be wrapped: write "
+                "bg.BalancedOptimizer(optimizer, guard, modalities={...}), or use target='auxiliary'"
+            )
+        scalar: Tensor = self.balancer(losses, features, **options)
+        if torch.is_grad_enabled() and self.training:
+            assert self.balancer.last is not None
+            self._seen.append((self.balancer.last.names, self.balancer.last.losses))
+            self._steps += 1
+        return scalar
+
+    @torch.no_grad()
+    def observe(self, losses: Mapping[str, Tensor | None]) -> None:
+        """Take in the losses of one held-out batch, of which any graph is ignored, and choose the factors anew.
+
+        Call it under ``torch.no_grad()``, with the model in the state in which it is to be judged. A modality that is
+        missing keeps its factor.
+        """
+        processes = self.balancer._processes
+        with processes.together():
+            given = Losses.check(losses)
+            if not self._seen:
+                raise RuntimeError("observe() before the first training step: there is nothing to compare with yet")
+            train, held_out = _means(self._seen), dict(zip(given.names, given.values().unbind(), strict=True))
+        if processes.size > 1:
+            train, held_out = self._over_processes(train, held_out)
+        self.transfer.observe(train, held_out)
+        self._seen.clear()
+        self._due_at = self._steps + self.every
+        self._choose()
+
+    def check(self) -> bool:
+        """Observe what ``held_out`` returns if a check is due, and say whether it was."""
+        if self.held_out is None:
+            raise RuntimeError("check() calls held_out, and there is none: write HeldOut(balancer, held_out=...)")
+        if not self.due:
+            return False
+        with torch.no_grad():
+            self.observe(self.held_out())
+        return True
+
+    def _over_processes(
+        self, train: dict[str, Tensor], held_out: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        both = {f"T {name}": loss for name, loss in train.items()} | {f"H {name}": x for name, x in held_out.items()}
+        names, means = self.balancer._processes.of_all(tuple(both), torch.stack(list(both.values())))
+        found = dict(zip(names, means.unbind(), strict=True))
+        return tuple({key[2:]: x for key, x in found.items() if key[0] == kind} for kind in "TH")  # type: ignore[return-value]
+
+    def _choose(self) -> None:
+        """The factors of the losses that the balancer weighs."""
+        ratios = self.transfer.ratios()
+        self.balancer.factors = {name: x.clamp_min(self.floor) for name, x in ratios.items() if name != JOINT}
+
+    def update_scales(self) -> Mapping[str, Tensor]:
+        """The factors of the balancer inside, times those of the guard where encoders are its target."""
+        scales = dict(self.balancer.update_scales())
+        if self.target == "encoder":
+            joint = self.transfer.ratios().get(JOINT)
+            for name, factor in self.balancer.factors.items():
+                own = factor if joint is None else torch.maximum(factor, 2 * joint - 1)
+                scales[name] = scales[name].to(own) * own if name in scales else own
+        return scales
+
+    def weigh(self, problem: Problem) -> Weighting:
+        """What the balancer inside chooses, with the factors."""
+        return self.balancer._damped(self.balancer.weigh(problem), problem)
+
+    @property
+    def last(self) -> Step | None:  # type: ignore[override]
+        """Of the balancer inside."""
+        return self.balancer.last
+
+    @property
+    def factors(self) -> Mapping[str, Tensor]:
+        """Of the balancer inside, set by ``observe``."""
+        return self.balancer.factors
+
+    @factors.setter
+    def factors(self, factors: Mapping[str, Tensor]) -> None:
+        self.balancer.factors = factors
+
+    @property
+    def modalities(self) -> object:
+        """Of the balancer inside, where it has encoders of its own."""
+        return getattr(self.balancer, "modalities", None)
+
+    @property
+    def process_group(self) -> ProcessGroup:
+        """Of the balancer inside."""
+        return self.balancer.process_group
+
+    @process_group.setter
+    def process_group(self, group: ProcessGroup) -> None:
+        self.balancer.process_group = group
+
+    def resolve_target(self, scale_invariant: bool) -> None:
+        """Called by a ``BalancedOptimizer``."""
+        self._wrapped = True
+        self.balancer.resolve_target(scale_invariant)
+
+    def accumulate_rows(self, on: bool) -> None:
+        """Called by a ``BalancedOptimizer``."""
+        self.balancer.accumulate_rows(on)
+
+    def end_step(self) -> None:
+        """Called by a ``BalancedOptimizer`` when it has stepped: runs a check that is due."""
+        self.balancer.end_step()
+        if self.held_out is not None:
+            self.check()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What is known of each loss, and the count of steps, for ``state_dict``."""
+        return {"steps": self._steps, "due_at": self._due_at, "transfer": self.transfer.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` gave."""
+        self._steps, self._due_at = state["steps"], state["due_at"]
+        self.transfer.load(state["transfer"])
+        self._choose()
+
+    def extra_repr(self) -> str:
+        """Settings."""
+        known = self.transfer
+        return (
+            f"every={self.every}, target={self.target!r}, floor={self.floor}, decay={known.decay}, "
+            f"confidence={known.confidence}, warm_up={known.warm_up}"
+        )
+
+
+def _means(seen: deque[tuple[tuple[str, ...], Tensor]]) -> dict[str, Tensor]:
+    """Mean of each loss over the steps in which it was there and finite; NaN of none."""
+    if len({names for names, _ in seen}) == 1:
+        names, values = seen[0][0], torch.stack([losses for _, losses in seen])
+        finite = torch.where(values.isfinite(), values, torch.nan)
+        return dict(zip(names, finite.nanmean(0).unbind(), strict=True))
+    by_name: dict[str, list[Tensor]] = {}
+    for names, losses in seen:
+        for name, loss in zip(names, losses.unbind(), strict=True):
+            by_name.setdefault(name, []).append(loss)
+    stacked = {name: torch.stack(found) for name, found in by_name.items()}
+    return {name: torch.where(x.isfinite(), x, torch.nan).nanmean() for name, x in stacked.items()}
