@@ -52,7 +52,8 @@ class Balancer(nn.Module, ABC):
     ``D_s`` parameters that ``R_s`` losses reach, where the plain sum reduces ``Σ_s D_s``.
 
     ``balancer.factors``, a mapping of loss name -> ``()`` tensor, multiplies the weights that the method chooses; a
-    loss that is not named keeps its own. ``HeldOut`` sets it, and so may you.
+    loss that is not named keeps its own, and so does a parameter without weights (see ``groups``). ``HeldOut`` sets
+    it, and so may you.
 
     Args:
         params: the parameters that may receive gradients (``model.parameters()`` or ``named_parameters()``,

@@ -32,7 +32,7 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
         ...     print(name, round(value.item(), 3))
         loss/joint 3.0
         loss/audio -1.0
-        weight/joint 0.618
+        weight/joint 1.0
         weight/audio 1.382
         cosine -0.894
         conflict 1.0

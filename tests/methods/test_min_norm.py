@@ -1,5 +1,6 @@
 """MinNorm: common descent, the two policies, and who takes part."""
 
+import dataclasses
 import math
 
 import pytest
@@ -31,7 +32,8 @@ def random_rows(count, size, seed):
 @pytest.mark.parametrize("rescale", ["none", "sum", "mean", "cap"])
 def test_no_loss_increases_to_first_order(count, seed, normalize, rescale):
     rows = random_rows(count, 6, seed)
-    direction, last = step(rows, bg.MinNorm(normalize=normalize, rescale=rescale), losses=[0.5, 2.0, 1.0, 3.0][:count])
+    balancer = bg.MinNorm(normalize=normalize, rescale=rescale, joint_floor=0)
+    direction, last = step(rows, balancer, losses=[0.5, 2.0, 1.0, 3.0][:count])
     assert (torch.tensor(rows, dtype=torch.float64) @ direction >= -1e-9).all()
     assert (last.weights >= 0).all()
 
@@ -46,7 +48,7 @@ def test_rescale_sets_the_length_and_only_the_length(normalize, seed):
     for rescale, length in (("sum", total.norm()), ("mean", total.norm() / 3)):
         scaled, _ = step(rows, bg.MinNorm(normalize=normalize, rescale=rescale))
         torch.testing.assert_close(scaled, raw * (length / raw.norm()))
-    capped, last = step(rows, bg.MinNorm(normalize=normalize, rescale="cap"))
+    capped, last = step(rows, bg.MinNorm(normalize=normalize, rescale="cap", joint_floor=0))
     torch.testing.assert_close(capped, raw * min(3.0, total.norm() / raw.norm()))
     assert last.weights.sum() <= 3 + 1e-9
 
@@ -116,6 +118,34 @@ def test_exclusive_parameters_take_their_losss_weight():
     balancer(losses).backward()
     weight = balancer.last.weights[balancer.last.names.index("audio")].float()
     torch.testing.assert_close(model.heads["audio"].weight.grad, weight * want)
+
+
+@pytest.mark.parametrize("groups", ["all", "tensor"])
+@pytest.mark.parametrize("floor", [0.0, 0.7, 1.0, 3.0])
+def test_the_joint_loss_has_a_floor_and_the_others_keep_their_weights(groups, floor):
+    problem = bg.Problem(("audio", "joint", "video"), torch.ones(3), torch.eye(3).double() * torch.tensor([1, 100, 1]))
+    if groups == "tensor":
+        problem = dataclasses.replace(problem, gramian=torch.stack([problem.gramian, problem.gramian.flip(0, 1)]))
+    free = bg.MinNorm(joint_floor=0, groups=groups).weigh(problem).weights
+    held = bg.MinNorm(joint_floor=floor, groups=groups).weigh(problem).weights
+    torch.testing.assert_close(held[..., [0, 2]], free[..., [0, 2]], rtol=0, atol=0)
+    torch.testing.assert_close(held[..., 1], free[..., 1].clamp_min(floor), rtol=0, atol=0)
+    assert (free[..., 1] < 0.7).any()
+
+
+def test_the_floor_is_of_the_default_policy_only():
+    assert bg.MinNorm().joint_floor == 1
+    assert all(bg.MinNorm(rescale=rescale).joint_floor == 0 for rescale in ("none", "sum", "mean"))
+    alone = bg.Problem(("audio", "video"), torch.ones(2), torch.diag(torch.tensor([1.0, 100.0])).double())
+    torch.testing.assert_close(bg.MinNorm().weigh(alone).weights, bg.MinNorm(joint_floor=0).weigh(alone).weights)
+    for floor in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="joint_floor"):
+            bg.MinNorm(joint_floor=floor)
+
+
+def test_a_joint_loss_that_takes_no_part_has_no_floor():
+    _, last = step([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], bg.MinNorm(joint_floor=3.0))
+    assert last.weights[0] == 1
 
 
 def test_non_finite_gradients_end_as_non_finite_grad():
