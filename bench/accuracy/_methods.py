@@ -123,8 +123,8 @@ UNGUARDED = (
     ),
     Method(
         "MinNorm",
-        lambda _, **own: bg.MinNorm(**own),
-        {"normalize": ("l2", "loss", "none", "loss+"), "rescale": ("cap", "sum", "mean"), "groups": ("all", "reach")},
+        lambda _, **own: bg.MinNorm(joint_floor=1.0, **own),
+        {"normalize": ("l2", "loss", "none", "loss+"), "rescale": ("cap", "sum"), "groups": ("all", "reach")},
     ),
     Method("MGDA", lambda _: bg.MinNorm(normalize="none", rescale="none")),
     Method(
