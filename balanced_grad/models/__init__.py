@@ -7,6 +7,7 @@ from balanced_grad.models._experts_null import NullTokenExpert
 from balanced_grad.models._experts_predictions import predictions
 from balanced_grad.models._experts_subsets import expert_subsets
 from balanced_grad.models._experts_training import ExpertHistory, train_experts
+from balanced_grad.models._heads_product import ProductOfHeads
 from balanced_grad.models._vi_branch import Modality
 from balanced_grad.models._vi_fill_in import FillIn
 from balanced_grad.models._vi_likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -24,6 +25,7 @@ __all__ = [
     "NullTokenExpert",
     "Objective",
     "ProductOfExperts",
+    "ProductOfHeads",
     "WeightFit",
     "expert_subsets",
     "fit_temperature",
