@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from bench.accuracy._evaluate import unpack
 from bench.accuracy._methods import ALONE, BY_NAME
 from bench.accuracy._study import Line, Protocol
 
+RESAMPLES = 1000  # a report has a thousand differences
+
 
 @dataclass(frozen=True)
 class Group:
@@ -22,6 +24,7 @@ class Group:
     protocol: Protocol
     runs: dict[str, dict[int, Line]]
     failed: dict[str, int]
+    _gaps: dict[tuple[str, ...], Gap | None] = field(default_factory=dict, compare=False)
 
     @property
     def first(self) -> Line:
@@ -47,6 +50,12 @@ class Group:
 
     def difference(self, method: str, rule: str, other: str, other_rule: str) -> Gap | None:
         """Difference of the test *errors*, a fraction, paired by seed and item; None without a seed in common."""
+        asked = (method, rule, other, other_rule)
+        if asked not in self._gaps:
+            self._gaps[asked] = self._difference(*asked)
+        return self._gaps[asked]
+
+    def _difference(self, method: str, rule: str, other: str, other_rule: str) -> Gap | None:
         mine, theirs = self.runs.get(method, {}), self.runs.get(other, {})
         seeds = sorted(mine.keys() & theirs.keys())
         if not seeds or (method, rule) == (other, other_rule):
@@ -54,7 +63,7 @@ class Group:
         first, second = (
             np.stack([wrong(runs[seed], own) for seed in seeds]) for runs, own in ((mine, rule), (theirs, other_rule))
         )
-        return paired_gap(first, second)
+        return paired_gap(first, second, resamples=RESAMPLES)
 
 
 def wrong(line: Line, rule: str) -> np.ndarray:

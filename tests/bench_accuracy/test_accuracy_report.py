@@ -11,7 +11,7 @@ from balanced_grad.demo._data import DemoError
 from bench.accuracy import _tables as tables
 from bench.accuracy.__main__ import main
 from bench.accuracy._methods import BY_NAME
-from bench.accuracy._report import END, START, report
+from bench.accuracy._report import END, OVERVIEW, START, report
 from bench.accuracy._statistics import points, read
 from tests.bench_accuracy.conftest import complete, study
 
@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_page_has_every_method_in_every_table(results, tmp_path):
     page = tmp_path / "results.md"
     report(results, page)
-    text = page.read_text()
+    text, details = page.read_text(), (tmp_path / "results-details.md").read_text()
     for name in BY_NAME:
-        assert text.count(f"\n| {name} |") == 2 + len(tables.SECTIONS)
+        assert text.count(f"\n| {name} |") == len(OVERVIEW)
+        assert details.count(f"\n| {name} |") == len(tables.SECTIONS)
     (image,) = (tmp_path / "images").iterdir()
-    assert f"](images/{image.name})" in text
+    assert f"](images/{image.name})" in details
     assert "--dataset digits-hard --optimizer sgd --seeds 1 --trials 1 --epochs 2" in text
 
 
@@ -85,7 +86,7 @@ def test_runs_that_diverged_are_counted_not_averaged(results, tmp_path):
     failed = {key: other[key] for key in other if key not in ("rules", "ms", "probe")} | {"failed": "no finite loss"}
     (tmp_path / source.name).write_text(json.dumps(kept) + "\n" + json.dumps(failed) + "\n")
     report(tmp_path, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    text = (tmp_path / "page-details.md").read_text()
     assert f"diverged and are in no table: {other['method']}: 1." in text
     assert f"\n| {other['method']} |" not in text
 
