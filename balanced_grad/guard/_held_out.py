@@ -252,8 +252,9 @@ def _means(seen: deque[tuple[tuple[str, ...], Tensor]]) -> dict[str, Tensor]:
     """Mean of each loss over the steps in which it was there and finite; NaN of none."""
     if len({names for names, _ in seen}) == 1:
         names, values = seen[0][0], torch.stack([losses for _, losses in seen])
-        finite = torch.where(values.isfinite(), values, torch.nan)
-        return dict(zip(names, finite.nanmean(0).unbind(), strict=True))
+        finite = values.isfinite()
+        means = torch.where(finite, values, 0.0).sum(0) / finite.sum(0)
+        return dict(zip(names, means.unbind(), strict=True))
     by_name: dict[str, list[Tensor]] = {}
     for names, losses in seen:
         for name, loss in zip(names, losses.unbind(), strict=True):

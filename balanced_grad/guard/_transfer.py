@@ -1,10 +1,60 @@
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-ROWS = ("start", "train", "held_out", "noise", "count")  # what is kept of each loss
+Number = float | Tensor  # plain floats for losses on the CPU; else tensors, which nothing may wait for
+
+
+class Known(NamedTuple):
+    """What is known of one loss.
+
+    Attributes:
+        start: ``L_0``.
+        train, held_out: moving averages ``T`` and ``H``.
+        last_train, last_held_out: values of the last check.
+        noise: moving average of the variance of ``train - held_out`` of one check, from the differences of successive
+            checks, in which a trend hardly counts (von Neumann, 1941).
+        checks: how many so far.
+    """
+
+    start: Number = 0.0
+    train: Number = 0.0
+    held_out: Number = 0.0
+    last_train: Number = 0.0
+    last_held_out: Number = 0.0
+    noise: Number = 0.0
+    checks: Number = 0.0
+
+    def after(self, train: Number, held_out: Number, decay: float) -> "Known":
+        """With one more check; as it is if a value is not finite."""
+        first, later = self.checks == 0, _at_least(self.checks, 1.0)
+        weight = (1 - decay) / (1 - decay ** (self.checks + 1))  # of this check in a bias-corrected average
+        weight_of_noise = (1 - decay) / (1 - decay**later)  # whose average starts with the second check
+        jump = ((train - self.last_train) ** 2 + (held_out - self.last_held_out) ** 2) / 2
+        new = Known(
+            _where(first, (train + held_out) / 2, self.start),
+            self.train + weight * (train - self.train),
+            self.held_out + weight * (held_out - self.held_out),
+            train,
+            held_out,
+            _where(first, jump * 0, self.noise + weight_of_noise * (jump - self.noise)),
+            self.checks + 1,
+        )
+        finite = _is_finite(train + held_out)
+        return Known(*(_where(finite, after, before) for after, before in zip(new, self, strict=True)))
+
+    def ratio(self, decay: float, confidence: float, warm_up: int) -> Number:
+        """``ρ``; 1 while there is nothing to judge."""
+        past = decay ** _at_least(self.checks, 1.0)
+        share = (1 - decay) / (1 + decay) * (1 + past) / (1 - past)  # variance of an average over that of one check
+        slack = confidence * (self.noise * share) ** 0.5
+        gained = self.start - self.train
+        judged = (gained > slack) & (self.checks > warm_up)
+        ratio = (self.start - self.held_out + slack) / _where(judged, gained, 1.0)
+        return _where(judged, _at_most(_at_least(ratio, 0.0), 1.0), 1.0)
 
 
 class Transfer:
@@ -16,7 +66,7 @@ class Transfer:
     started and ``s`` the standard error of ``T - H``. Until training has gained more than ``z s``, or in the
     first checks, there is nothing to judge and ``ρ`` is 1.
 
-    Nothing here waits for the device. A non-finite value, or a loss that is missing, leaves what is known of that
+    Nothing here waits for a device. A non-finite value, or a loss that is missing, leaves what is known of that
     loss as it is.
 
     Args:
@@ -29,61 +79,52 @@ class Transfer:
         self.decay = decay
         self.confidence = confidence
         self.warm_up = warm_up
-        self._names: tuple[str, ...] = ()
-        self._known: Tensor | None = None  # (ROWS, K)
+        self._known: dict[str, Known] = {}
 
     def observe(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> None:
         """Take in the mean training loss since the last check and the held-out loss of this one, ``()`` each."""
-        known = self._grown(tuple(name for name in train if name in held_out), next(iter(held_out.values())))
-        absent = known.new_full((), torch.nan)
-        now_train, now_held_out = (
-            torch.stack([seen.get(name, absent).to(known) for name in self._names]) for seen in (train, held_out)
-        )
-        start, train_mean, held_out_mean, noise, count = known
-        first = count == 0
-        weight = (1 - self.decay) / (1 - self.decay ** (count + 1))  # of this check in a bias-corrected average
-        deviation = (now_train - train_mean).square() + (now_held_out - held_out_mean).square()
-        # The first check has no deviation: the average of the deviations starts with the second.
-        late = (1 - self.decay) / (1 - self.decay ** count.clamp_min(1))
-        after = torch.stack(
-            [
-                torch.where(first, (now_train + now_held_out) / 2, start),
-                torch.lerp(train_mean, now_train, weight),
-                torch.lerp(held_out_mean, now_held_out, weight),
-                torch.where(first, 0, torch.lerp(noise, deviation, late)),
-                count + 1,
-            ]
-        )
-        ok = (now_train + now_held_out).isfinite()
-        self._known = torch.where(ok, after, known)
+        names = [name for name in train if name in held_out]
+        pairs = zip(numbers(train[name] for name in names), numbers(held_out[name] for name in names), strict=True)
+        for name, (mine, theirs) in zip(names, pairs, strict=True):
+            self._known[name] = self._known.get(name, Known()).after(mine, theirs, self.decay)
 
     def ratios(self) -> dict[str, Tensor]:
         """``ρ`` of each loss seen so far, ``()``."""
-        if self._known is None:
-            return {}
-        start, train, held_out, noise, count = self._known
-        past = self.decay**count
-        share = (1 - self.decay) / (1 + self.decay) * (1 + past) / (1 - past)  # variance of an average over that of one
-        slack = self.confidence * (noise * share).sqrt()
-        gained = start - train
-        judged = (gained > slack) & (count > self.warm_up)
-        ratio = ((start - held_out + slack) / torch.where(judged, gained, 1)).clamp(0, 1)
-        return dict(zip(self._names, torch.where(judged, ratio, 1).unbind(), strict=True))
+        own = {name: k.ratio(self.decay, self.confidence, self.warm_up) for name, k in self._known.items()}
+        return {name: x if isinstance(x, Tensor) else torch.tensor(x) for name, x in own.items()}
 
-    def _grown(self, names: tuple[str, ...], like: Tensor) -> Tensor:
-        """What is known, with a column of zeros for each new loss."""
-        new = tuple(name for name in names if name not in self._names)
-        self._names += new
-        if self._known is None:
-            self._known = torch.zeros(len(ROWS), 0, device=like.device)
-        if new:
-            self._known = torch.cat([self._known, self._known.new_zeros(len(ROWS), len(new))], dim=1)
-        return self._known.to(like.device)
-
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, list[Number]]:
         """For a checkpoint."""
-        return {"names": list(self._names), "known": self._known}
+        return {name: list(known) for name, known in self._known.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """What ``state`` gave."""
-        self._names, self._known = tuple(state["names"]), state["known"]
+    def load(self, state: Mapping[str, Iterable[Any]]) -> None:
+        """What ``state`` gave, on whatever device it was."""
+        self._known = {name: Known(*(float(number) for number in known)) for name, known in state.items()}
+
+
+def numbers(losses: Iterable[Tensor]) -> list[Number]:
+    """Plain floats where reading them costs nothing, 0-dimensional tensors where it would wait for the device."""
+    found = list(losses)
+    return [loss.item() for loss in found] if on_host(found) else list(found)
+
+
+def on_host(losses: Iterable[Tensor]) -> bool:
+    return all(loss.is_cpu for loss in losses)
+
+
+def _where(condition: Any, first: Number, second: Number) -> Number:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, first, second)
+    return first if condition else second
+
+
+def _at_least(value: Number, bound: float) -> Number:
+    return value.clamp_min(bound) if isinstance(value, Tensor) else max(value, bound)
+
+
+def _at_most(value: Number, bound: float) -> Number:
+    return value.clamp_max(bound) if isinstance(value, Tensor) else min(value, bound)
+
+
+def _is_finite(value: Number) -> Any:
+    return value.isfinite() if isinstance(value, Tensor) else math.isfinite(value)

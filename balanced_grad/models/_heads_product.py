@@ -58,7 +58,9 @@ class ProductOfHeads(nn.Module):
         """Log-probabilities (of a classification) from the heads' outputs by name; one left out, or None, is absent."""
         return self.pool.combine(self._renamed(outputs))
 
-    def fit(self, outputs: Mapping[str, Tensor | None], targets: Tensor, *, shrinkage: float | None = None) -> WeightFit:
+    def fit(
+        self, outputs: Mapping[str, Tensor | None], targets: Tensor, *, shrinkage: float | None = None
+    ) -> WeightFit:
         """Fit the weights on validation items and keep them; see ``fit_weights``.
 
         Args:

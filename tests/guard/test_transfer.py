@@ -1,5 +1,6 @@
 """The ratio itself: against its formula step by step, and what it must do whatever the numbers."""
 
+import itertools
 import math
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balanced_grad.guard import Transfer
+from balanced_grad.guard import Transfer, _transfer
 from tests.conftest import NoHostReads
 
 losses = st.floats(0.1, 10)
+bad = st.sampled_from([math.nan, math.inf])
 
 
 def tensors(values):
@@ -27,19 +29,18 @@ def watch(pairs, decay=0.9, confidence=1.0, warm_up=0):
 
 
 def by_formula(pairs, decay, confidence, warm_up):
-    """In plain floats, from weights that are written out; None where rounding decides whether to judge."""
-    out, deviations = [], []
+    """From weights that are written out; None where rounding decides whether to judge."""
+
+    def average(values):
+        weights = [decay ** (len(values) - 1 - i) for i in range(len(values))]
+        return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights), weights
+
+    out = []
     for n in range(1, len(pairs) + 1):
-        weights = [decay ** (n - 1 - i) for i in range(n)]
-        total = sum(weights)
-        train, held_out = (sum(w * p[i] for w, p in zip(weights, pairs, strict=False)) / total for i in (0, 1))
-        if n > 1:
-            before = [decay ** (n - 2 - i) for i in range(n - 1)]
-            means = [sum(w * p[i] for w, p in zip(before, pairs, strict=False)) / sum(before) for i in (0, 1)]
-            deviations.append(sum((pairs[n - 1][i] - means[i]) ** 2 for i in (0, 1)))
-        late = [decay ** (len(deviations) - 1 - i) for i in range(len(deviations))]
-        noise = sum(w * d for w, d in zip(late, deviations, strict=True)) / sum(late) if deviations else 0.0
-        slack = confidence * math.sqrt(noise * sum(w * w for w in weights) / total**2)
+        (train, weights), (held_out, _) = (average([p[i] for p in pairs[:n]]) for i in (0, 1))
+        jumps = [sum((b[i] - a[i]) ** 2 for i in (0, 1)) / 2 for a, b in itertools.pairwise(pairs[:n])]
+        noise = average(jumps)[0] if jumps else 0.0
+        slack = confidence * math.sqrt(noise * sum(w * w for w in weights) / sum(weights) ** 2)
         start = sum(pairs[0]) / 2
         gained = start - train
         judged = gained > slack and n > warm_up
@@ -57,7 +58,15 @@ def by_formula(pairs, decay, confidence, warm_up):
 def test_the_ratio_is_that_of_its_formula(pairs, decay, confidence, warm_up):
     wanted = by_formula(pairs, decay, confidence, warm_up)
     for found, expected in zip(watch(pairs, decay, confidence, warm_up), wanted, strict=True):
-        assert expected is None or found == pytest.approx(expected, abs=0.02)
+        assert expected is None or found == pytest.approx(expected, abs=1e-4)
+
+
+@given(st.lists(st.tuples(losses | bad, losses | bad), min_size=1, max_size=12), st.sampled_from([0.0, 0.9]))
+def test_on_a_device_the_numbers_are_the_same(pairs, decay):
+    with pytest.MonkeyPatch.context() as patch:
+        host = watch(pairs, decay, 1.0, 2)
+        patch.setattr(_transfer, "on_host", lambda losses: False)
+        assert watch(pairs, decay, 1.0, 2) == pytest.approx(host, abs=1e-6)
 
 
 @given(st.lists(st.tuples(losses, losses), min_size=3, max_size=10))
@@ -125,7 +134,15 @@ def test_losses_may_come_and_go():
     assert both.ratios()["audio"].item() == pytest.approx(watch(zip(curve(2, 0, 12), curve(2, 1, 12), strict=True))[-1])
 
 
-def test_nothing_is_read_on_the_host():
+def test_a_held_out_loss_that_shoots_up_is_no_noise():
+    """The slack must not grow with a trend, or the worst harm would go unjudged."""
+    little = [0.69 - 0.24 * (1 - 0.95**i) for i in range(60)]
+    seen = watch(zip(little, [0.69 + 0.04 * i for i in range(60)], strict=True), warm_up=10)
+    assert max(seen[11:]) == 0
+
+
+def test_nothing_is_read_on_the_host(monkeypatch):
+    monkeypatch.setattr(_transfer, "on_host", lambda losses: False)
     transfer = Transfer(0.9, 1.0, 1)
     with NoHostReads():
         for i in range(4):
