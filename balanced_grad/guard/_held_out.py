@@ -28,8 +28,9 @@ class HeldOut(Balancer):
     falls again brings the modality back.
 
     With ``target="encoder"`` the update of encoder ``m`` is multiplied as well, joint gradient and all, by
-    ``max(ρ_m, 2 ρ_joint - 1)``: while the joint prediction generalises, it may go on teaching an encoder whose own
-    loss does not, as it must where only the modalities together say something.
+    ``max(ρ_m, 2 ρ_joint - 1)``, from when the held-out joint loss has first been three standard errors below its
+    start. While the joint prediction generalises, or has not begun to, it may go on teaching an encoder whose own loss
+    does not carry over, as it must where only the modalities together say something.
 
     Args:
         balancer: the method to guard.
@@ -37,7 +38,7 @@ class HeldOut(Balancer):
             guard calls it after its step whenever one is due. None (default): call ``observe`` yourself.
         every: training steps between two checks. Default 10 (ours): one more forward pass in ten steps.
         target: ``"auxiliary"`` (default), the uni-modal losses; ``"encoder"``, the encoders' updates as well, which
-            needs a ``BalancedOptimizer`` that knows the ``modalities``.
+            needs a ``BalancedOptimizer`` that knows the ``modalities``, and ``"joint"`` among the losses on both sides.
         floor: smallest factor. Default 0.
         decay: of the moving averages, per check, bias corrected. Default 0.9 (ours).
         confidence: ``z``. Default 1 (ours).
@@ -175,10 +176,11 @@ class HeldOut(Balancer):
     def update_scales(self) -> Mapping[str, Tensor]:
         """The factors of the balancer inside, times those of the guard where encoders are its target."""
         scales = dict(self.balancer.update_scales())
-        if self.target == "encoder":
-            joint = self.transfer.ratios().get(JOINT)
+        joint = self.transfer.ratios().get(JOINT)
+        if self.target == "encoder" and joint is not None:
+            started = self.transfer.generalised(JOINT)
             for name, factor in self.balancer.factors.items():
-                own = factor if joint is None else torch.maximum(factor, 2 * joint - 1)
+                own = torch.where(started, torch.maximum(factor, 2 * joint - 1), 1.0)
                 scales[name] = scales[name].to(own) * own if name in scales else own
         return scales
 

@@ -18,6 +18,7 @@ class Known(NamedTuple):
         noise: moving average of the variance of ``train - held_out`` of one check, from the differences of successive
             checks, in which a trend hardly counts (von Neumann, 1941).
         checks: how many so far.
+        lowest: of ``H``.
     """
 
     start: Number = 0.0
@@ -27,6 +28,7 @@ class Known(NamedTuple):
     last_held_out: Number = 0.0
     noise: Number = 0.0
     checks: Number = 0.0
+    lowest: Number = 0.0
 
     def after(self, train: Number, held_out: Number, decay: float) -> "Known":
         """With one more check; as it is if a value is not finite."""
@@ -34,27 +36,37 @@ class Known(NamedTuple):
         weight = (1 - decay) / (1 - decay ** (self.checks + 1))  # of this check in a bias-corrected average
         weight_of_noise = (1 - decay) / (1 - decay**later)  # whose average starts with the second check
         jump = ((train - self.last_train) ** 2 + (held_out - self.last_held_out) ** 2) / 2
+        mean_held_out = self.held_out + weight * (held_out - self.held_out)
         new = Known(
             _where(first, (train + held_out) / 2, self.start),
             self.train + weight * (train - self.train),
-            self.held_out + weight * (held_out - self.held_out),
+            mean_held_out,
             train,
             held_out,
             _where(first, jump * 0, self.noise + weight_of_noise * (jump - self.noise)),
             self.checks + 1,
+            _where(first, mean_held_out, _lower(self.lowest, mean_held_out)),
         )
         finite = _is_finite(train + held_out)
         return Known(*(_where(finite, after, before) for after, before in zip(new, self, strict=True)))
 
     def ratio(self, decay: float, confidence: float, warm_up: int) -> Number:
         """``ρ``; 1 while there is nothing to judge."""
-        past = decay ** _at_least(self.checks, 1.0)
-        share = (1 - decay) / (1 + decay) * (1 + past) / (1 - past)  # variance of an average over that of one check
-        slack = confidence * (self.noise * share) ** 0.5
+        slack = confidence * self.error(decay)
         gained = self.start - self.train
         judged = (gained > slack) & (self.checks > warm_up)
         ratio = (self.start - self.held_out + slack) / _where(judged, gained, 1.0)
         return _where(judged, _at_most(_at_least(ratio, 0.0), 1.0), 1.0)
+
+    def error(self, decay: float) -> Number:
+        """Standard error of ``T - H``."""
+        past = decay ** _at_least(self.checks, 1.0)
+        share = (1 - decay) / (1 + decay) * (1 + past) / (1 - past)  # variance of an average over that of one check
+        return (self.noise * share) ** 0.5
+
+    def generalised(self, decay: float) -> Any:
+        """Whether the held-out loss has ever been clearly below the start, by three standard errors."""
+        return self.start - self.lowest > 3 * self.error(decay)
 
 
 class Transfer:
@@ -93,6 +105,11 @@ class Transfer:
         own = {name: k.ratio(self.decay, self.confidence, self.warm_up) for name, k in self._known.items()}
         return {name: x if isinstance(x, Tensor) else torch.tensor(x) for name, x in own.items()}
 
+    def generalised(self, name: str) -> Tensor:
+        """Whether this loss has ever learnt something that carries over; boolean ``()``, false for one never seen."""
+        found = self._known.get(name, Known()).generalised(self.decay)
+        return found if isinstance(found, Tensor) else torch.tensor(found)
+
     def state(self) -> dict[str, list[Number]]:
         """For a checkpoint."""
         return {name: list(known) for name, known in self._known.items()}
@@ -116,6 +133,10 @@ def _where(condition: Any, first: Number, second: Number) -> Number:
     if isinstance(condition, Tensor):
         return torch.where(condition, first, second)
     return first if condition else second
+
+
+def _lower(first: Number, second: Number) -> Number:
+    return _where(first < second, first, second)
 
 
 def _at_least(value: Number, bound: float) -> Number:

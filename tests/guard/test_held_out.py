@@ -125,33 +125,43 @@ def test_options_of_the_method_inside_pass_through():
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_encoders_are_damped_unless_the_joint_loss_carries_over(optimizer):
-    def moved(held_out):
+    def moved(**held_out):
+        """How far each encoder's parameters go in a step, where this share of the gains carried over."""
         torch.manual_seed(0)
         model = LateFusion(trunk=False)
-        guard = bg.HeldOut(bg.Uniform(), every=1, warm_up=0, decay=0.0, target="encoder", confidence=0.0)
+        guard = bg.HeldOut(bg.Uniform(), every=1, warm_up=0, decay=0.5, target="encoder", confidence=0.0)
         own = bg.BalancedOptimizer(optimizer(model.parameters(), lr=1e-3), guard, modalities=model.encoders)
-        for step in range(2):
-            before = copy.deepcopy(model.state_dict())
+        for step in range(40):
             losses = model.losses(*make_batch())
-            own.balancer({name: loss - loss.detach() + 2 - step for name, loss in losses.items()}).backward()
-            own.step()
+            guard({name: loss - loss.detach() + 2 - step / 20 for name, loss in losses.items()}).backward()
             own.zero_grad()
-            guard.observe({name: torch.tensor(2 - held_out.get(name, 1.0) * step) for name in losses})
+            guard.observe({name: torch.tensor(2 - held_out.get(name, 1.0) * step / 20) for name in losses})
         assert guard.update_scales().keys() == {"audio", "video"}
-        own.balancer(model.losses(*make_batch())).backward()
+        guard(model.losses(*make_batch())).backward()
         before = copy.deepcopy(model.state_dict())
         own.step()
         return {n: (p - before[n]).abs().sum().item() for n, p in model.named_parameters() if "encoders" in n}
 
-    everything = moved({})
-    alone = moved({"video": 0.0, "joint": 0.5})
-    together = moved({"video": 0.0, "joint": 0.75})
+    everything, alone = moved(), moved(video=0.0, joint=0.5)
+    together, not_yet = moved(video=0.0, joint=0.75), moved(video=0.0, joint=0.0)
     for name in everything:
         if "video" in name:
             assert alone[name] == 0
             assert 0 < together[name] < everything[name]
+            assert not_yet[name] > together[name]
         else:
             assert alone[name] > 0
+
+
+def test_without_a_joint_loss_encoders_are_left_alone():
+    w = nn.Parameter(torch.ones(2))
+    guard = bg.HeldOut(bg.Uniform(), every=1, warm_up=0, target="encoder")
+    bg.BalancedOptimizer(torch.optim.SGD([w], lr=0.1), guard)
+    for step in range(30):
+        guard({"audio": w[0] - w[0].detach() + falling(step)}).backward()
+        guard.observe({"audio": falling(step, 3.0)})
+    assert guard.factors["audio"] == 0
+    assert guard.update_scales() == {}
 
 
 def test_the_state_travels_in_the_checkpoint_of_the_optimizer():
@@ -268,8 +278,8 @@ def test_what_is_refused():
         bg.HeldOut(bg.Uniform(), target="encoder")({"audio": w.sum()})
     guard = bg.HeldOut(bg.Uniform(), target="encoder", every=1)
     optimizer = bg.BalancedOptimizer(torch.optim.SGD([w], lr=0.1), guard)
-    guard({"audio": w.sum()}).backward()
-    guard.observe({"audio": w.sum()})
+    guard({"joint": w.sum(), "audio": w.sum()}).backward()
+    guard.observe({"joint": w.sum(), "audio": w.sum()})
     with pytest.raises(ValueError, match="modalities"):
         optimizer.step()
     assert w.item() == 1
