@@ -11,11 +11,12 @@ from tqdm import tqdm
 from balanced_grad.demo._data import DemoError
 from bench import guard
 from bench.accuracy.__main__ import positive
-from bench.accuracy._study import Line
+from bench.accuracy._study import RESULTS, Line
 from bench.guard import _tables as tables
 from bench.guard._ablation import DATASETS, ablation
 from bench.guard._candidates import CANDIDATES
 from bench.guard._cost import CASES, WARM_UP, measure
+from bench.guard._proof import proof
 from bench.guard._simulate import CHECKS, shifts, sizes
 from bench.report import machine
 
@@ -39,6 +40,9 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     own = commands.add_parser("table", help="the tables of results")
     own.add_argument("results", type=Path, metavar="FILE")
     own.set_defaults(run=lambda args: print(tables.candidates(read(args.results))))
+    own = commands.add_parser("proof", help="guarded methods beside the others, from lines of the accuracy study")
+    own.add_argument("results", type=Path, metavar="DIR", nargs="?", default=RESULTS / "fixed-budget")
+    own.set_defaults(run=lambda args: print(proof(args.results)))
     own = commands.add_parser("simulate", help="error rates of the estimate")
     own.add_argument("--repetitions", type=positive, metavar="N", default=2000)
     own.set_defaults(run=simulate)
