@@ -45,7 +45,7 @@ METHODS = [
     BASELINE,
     Method("Uniform", make=lambda _: bg.Uniform()),
     Method("MIMO", make=lambda _: bg.MIMO()),
-    Method("MinNorm", make=lambda _: bg.MinNorm()),
+    Method("MinNorm", make=lambda _: bg.MinNorm(joint_floor=0)),
     bogc("sample", unit="site"),
     bogc("Laplace", Laplace(num_data=1200), unit="site"),
     bogc("steps", StepVariance(), unit="site"),

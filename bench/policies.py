@@ -25,7 +25,7 @@ STEPS = 500
 
 def min_norm(normalize, rescale, groups="all"):
     name = f"MinNorm {normalize}, {rescale}" + (f", {groups}" if groups != "all" else "")
-    return Method(name, make=lambda _: bg.MinNorm(normalize=normalize, rescale=rescale, groups=groups))
+    return Method(name, make=lambda _: bg.MinNorm(normalize=normalize, rescale=rescale, groups=groups, joint_floor=0))
 
 
 METHODS = [
