@@ -16,7 +16,8 @@ class ProductOfHeads(nn.Module):
 
     A network trained with uni-modal losses has these heads anyhow. ``fit`` chooses the weights on validation items; a
     head that has memorised its training items comes out near zero. Where a modality is missing, leave out its head and
-    the joint one, and the others still predict.
+    the joint one: the others then predict with weights that were fitted without the joint head, which may know all that
+    they know, so that beside it they count for nothing.
 
     Source: ours; a ``ProductOfExperts`` whose experts are heads.
 
@@ -48,20 +49,28 @@ class ProductOfHeads(nn.Module):
             raise ValueError(f"modalities={names!r}: give the names of two or more")
         self._names = {JOINT: "+".join(names)} | {name: name for name in names}
         self.pool = ProductOfExperts({names: nn.Identity()} | {name: nn.Identity() for name in names}, task=task)
+        self.without_joint = ProductOfExperts({name: nn.Identity() for name in names}, task=task)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each head; ones before ``fit``."""
+        """Weight of each head where all are there; ones before ``fit``."""
         return dict(zip(self._names, self.pool.weights.tolist(), strict=True))
 
     def forward(self, outputs: Mapping[str, Tensor | None]) -> Tensor:
         """Log-probabilities (of a classification) from the heads' outputs by name; one left out, or None, is absent."""
-        return self.pool.combine(self._renamed(outputs))
+        given = self._renamed(outputs)
+        joint = self._names[JOINT]
+        if given.get(joint) is not None:
+            return self.pool.combine(given)
+        return self.without_joint.combine({name: output for name, output in given.items() if name != joint})
 
     def fit(
         self, outputs: Mapping[str, Tensor | None], targets: Tensor, *, shrinkage: float | None = None
     ) -> WeightFit:
-        """Fit the weights on validation items and keep them; see ``fit_weights``.
+        """Fit the weights on validation items and keep them; see ``fit_weights``, which describes the result.
+
+        A second fit leaves out the joint head. There no weight is under a hundredth of the largest, so that a head that
+        is alone still says which class it prefers.
 
         Args:
             outputs: of all heads, ``(N, C)`` logits of ``N`` validation items each.
@@ -70,6 +79,9 @@ class ProductOfHeads(nn.Module):
         """
         given = {name: output for name, output in self._renamed(outputs).items() if output is not None}
         found = fit_weights(self.pool, given, targets, shrinkage=shrinkage)
+        alone = {name: output for name, output in given.items() if name != self._names[JOINT]}
+        fit_weights(self.without_joint, alone, targets, shrinkage=shrinkage)
+        self.without_joint.weights.clamp_min_(0.01 * float(self.without_joint.weights.max().clamp_min(1e-3)))
         return replace(found, exponents=dict(zip(self._names, found.exponents.values(), strict=True)))
 
     def _renamed(self, outputs: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -97,7 +97,7 @@ def gap(group: Group, method: str) -> str:
 
 def without(group: Group, method: str) -> str:
     """Accuracy without a modality, the mean over modalities and seeds."""
-    lost = [mean(run["rules"]["fitted"]["missing"]["test"].values()) for run in group.runs[method].values()]
+    lost = [mean(run["rules"]["product"]["missing"]["test"].values()) for run in group.runs[method].values()]
     return mean_and_deviation(lost)
 
 
@@ -121,7 +121,8 @@ OVERVIEW = (
     ),
     (
         "one modality missing",
-        "Test accuracy without one modality, the mean over modalities, by the product with fitted weights.",
+        "Test accuracy without one modality, the mean over modalities, by the plain product of the"
+        " heads that are left.",
         without,
     ),
 )
