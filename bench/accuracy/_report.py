@@ -89,6 +89,12 @@ def against_joint(rule: str) -> Callable[[Group, str], str]:
     return lambda group, method: points(group.difference(method, rule, BASELINE.name, "fused"))
 
 
+def glance(group: Group, method: str) -> str:
+    """Mean test accuracy, fused and fitted."""
+    runs = group.runs[method].values()
+    return " / ".join(f"{mean(run['rules'][rule]['test']['accuracy'] for run in runs):.1f}" for rule in SHOWN)
+
+
 def gap(group: Group, method: str) -> str:
     """Mean probe gap over the modalities, and that of the worst of them."""
     means = [mean(values) for values in (group.gaps(method, modality) for modality in group.modalities) if values]
@@ -101,7 +107,13 @@ def without(group: Group, method: str) -> str:
     return mean_and_deviation(lost)
 
 
+SHOWN = ("fused", "fitted")
 OVERVIEW = (
+    (
+        "test accuracy",
+        "Percent: the method's own prediction / the product of its heads with weights fitted on validation items.",
+        glance,
+    ),
     (
         "fused prediction against joint training",
         "Points of test accuracy over the fused head of joint training, with 95 % intervals over items and seeds; bold:"

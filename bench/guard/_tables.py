@@ -19,9 +19,34 @@ def markdown(corner: str, columns: Iterable[str], rows: Mapping[str, Iterable[st
 
 
 def candidates(lines: list[Line]) -> str:
-    """One table per set, and what the runs were."""
+    """All sets at a glance, then one table per set, and what the runs were."""
     sets = dict.fromkeys(line["dataset"] for line in lines)
-    return "\n\n".join(one_set([line for line in lines if line["dataset"] == name]) for name in sets)
+    return "\n\n".join([glance(lines), *details(lines, sets)])
+
+
+def glance(lines: list[Line]) -> str:
+    """Fused test accuracy at the checkpoint and after the last epoch, and the mean probe gap at the checkpoint."""
+    sets = dict.fromkeys(line["dataset"] for line in lines)
+    alone = {(line["dataset"], line["seed"]): line for line in lines if line["candidate"] == ALONE_ROW}
+    rows: dict[str, list[str]] = {}
+    for name in dict.fromkeys(line["candidate"] for line in lines):
+        cells = rows.setdefault(name, [])
+        for dataset in sets:
+            own = [line for line in lines if (line["candidate"], line["dataset"]) == (name, dataset)]
+            first, last = (
+                [line[moment]["accuracy"]["fused"]["test"] for line in own] for moment in ("checkpoint", "last")
+            )
+            probes = [line["checkpoint"]["probe"]["test"] for line in own if (dataset, line["seed"]) in alone]
+            trained = [alone[dataset, line["seed"]]["checkpoint"]["probe"]["test"] for line in own if probes]
+            gaps = [gap(mine, theirs) for mine, theirs in zip(probes, trained, strict=True)]
+            cells.append(f"{mean(first):.1f}, {mean(last):.1f}" if own else "")
+            cells.append(f"{mean(gaps):+.1f}" if gaps else "")
+    columns = [f"{dataset}{what}" for dataset in sets for what in (": checkpoint, last", ": gap")]
+    return markdown("signal", columns, {name: rows[name] for name in CANDIDATES if name in rows})
+
+
+def details(lines: list[Line], sets: Iterable[str]) -> list[str]:
+    return [one_set([line for line in lines if line["dataset"] == name]) for name in sets]
 
 
 def one_set(lines: list[Line]) -> str:
