@@ -36,9 +36,11 @@ def glance(lines: list[Line]) -> str:
             first, last = (
                 [line[moment]["accuracy"]["fused"]["test"] for line in own] for moment in ("checkpoint", "last")
             )
-            probes = [line["checkpoint"]["probe"]["test"] for line in own if (dataset, line["seed"]) in alone]
-            trained = [alone[dataset, line["seed"]]["checkpoint"]["probe"]["test"] for line in own if probes]
-            gaps = [gap(mine, theirs) for mine, theirs in zip(probes, trained, strict=True)]
+            gaps = [
+                gap(line["checkpoint"]["probe"]["test"], alone[dataset, line["seed"]]["checkpoint"]["probe"]["test"])
+                for line in own
+                if (dataset, line["seed"]) in alone
+            ]
             cells.append(f"{mean(first):.1f}, {mean(last):.1f}" if own else "")
             cells.append(f"{mean(gaps):+.1f}" if gaps else "")
     columns = [f"{dataset}{what}" for dataset in sets for what in (": checkpoint, last", ": gap")]
