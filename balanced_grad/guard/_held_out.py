@@ -166,7 +166,8 @@ class HeldOut(Balancer):
         both = {f"T {name}": loss for name, loss in train.items()} | {f"H {name}": x for name, x in held_out.items()}
         names, means = self.balancer._processes.of_all(tuple(both), torch.stack(list(both.values())))
         found = dict(zip(names, means.unbind(), strict=True))
-        return tuple({key[2:]: x for key, x in found.items() if key[0] == kind} for kind in "TH")  # type: ignore[return-value]
+        train, held_out = ({key[2:]: x for key, x in found.items() if key[0] == kind} for kind in "TH")
+        return train, held_out
 
     def _choose(self) -> None:
         """The factors of the losses that the balancer weighs."""
