@@ -99,35 +99,44 @@ class Marginal(Signal):
                 self.factors[name] = 0.9 * factor + 0.1 * min(max(carried / gained, 0.0), 1.0)
 
 
-class Cosine(Signal):
-    """``cos(∂L_m/∂θ_m, ∂H_joint/∂θ_m)``, averaged, within [0, 1]: does fitting the own loss help the joint one?"""
+class Inner(Signal):
+    """Base of signals from ``∂L_m/∂θ_m`` in training and ``∂H_joint/∂θ_m``: does the own loss help the joint one?"""
 
     def __init__(self) -> None:
         super().__init__()
         self._averages: dict[str, Average] = {}
 
+    def product(self, own: Tensor, joint: Tensor) -> Tensor:
+        """What is averaged."""
+        return own @ joint
+
+    def factor(self, average: Average) -> float:
+        """From the average to the factor."""
+        raise NotImplementedError
+
     def check(self, check: Check) -> None:
         for name in check.encoders:
             own, joint = (check.gradient(loss, name) for loss in (check.train[name], check.held_out[JOINT]))
             average = self._averages.setdefault(name, Average())
-            average.add(torch.nn.functional.cosine_similarity(own, joint, dim=0).item())
-            self.factors[name] = min(max(average.mean, 0.0), 1.0)
+            average.add(self.product(own, joint).item())
+            self.factors[name] = self.factor(average)
 
 
-class Agreement(Signal):
+class Cosine(Inner):
+    """``cos(∂L_m/∂θ_m, ∂H_joint/∂θ_m)``, averaged, within [0, 1]."""
+
+    def product(self, own: Tensor, joint: Tensor) -> Tensor:
+        return torch.nn.functional.cosine_similarity(own, joint, dim=0)
+
+    def factor(self, average: Average) -> float:
+        return min(max(average.mean, 0.0), 1.0)
+
+
+class Agreement(Inner):
     """0 where the mean of ``⟨∂L_m/∂θ_m, ∂H_joint/∂θ_m⟩`` is below -2 standard errors, else 1."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._averages: dict[str, Average] = {}
-
-    def check(self, check: Check) -> None:
-        for name in check.encoders:
-            own, joint = (check.gradient(loss, name) for loss in (check.train[name], check.held_out[JOINT]))
-            average = self._averages.setdefault(name, Average())
-            average.add((own @ joint).item())
-            harms = average.count > WARM_UP and average.mean < -2 * average.error
-            self.factors[name] = 0.0 if harms else 1.0
+    def factor(self, average: Average) -> float:
+        return 0.0 if average.count > WARM_UP and average.mean < -2 * average.error else 1.0
 
 
 class Credit(Signal):
