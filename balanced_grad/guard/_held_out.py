@@ -107,6 +107,7 @@ class HeldOut(Balancer):
         self._steps = 0
         self._due_at = 1
         self._seen: deque[tuple[tuple[str, ...], Tensor]] = deque(maxlen=every)  # training losses since the last check
+        self._scales: dict[str, Tensor] = {}
         self._wrapped = False
 
     @property
@@ -170,19 +171,23 @@ class HeldOut(Balancer):
         return train, held_out
 
     def _choose(self) -> None:
-        """The factors of the losses that the balancer weighs."""
+        """The factors on the weights and, where encoders are the target, on their updates: they change here only."""
         ratios = self.transfer.ratios()
-        self.balancer.factors = {name: x.clamp_min(self.floor) for name, x in ratios.items() if name != JOINT}
+        joint = ratios.pop(JOINT, None)
+        factors = {name: x.clamp_min(self.floor) for name, x in ratios.items()}
+        self.balancer.factors = factors
+        if self.target == "encoder" and joint is not None:
+            started = self.transfer.generalised(JOINT)
+            self._scales = {
+                name: torch.where(started, torch.maximum(factor, 2 * joint - 1), 1.0)
+                for name, factor in factors.items()
+            }
 
     def update_scales(self) -> Mapping[str, Tensor]:
         """The factors of the balancer inside, times those of the guard where encoders are its target."""
         scales = dict(self.balancer.update_scales())
-        joint = self.transfer.ratios().get(JOINT)
-        if self.target == "encoder" and joint is not None:
-            started = self.transfer.generalised(JOINT)
-            for name, factor in self.balancer.factors.items():
-                own = torch.where(started, torch.maximum(factor, 2 * joint - 1), 1.0)
-                scales[name] = scales[name].to(own) * own if name in scales else own
+        for name, own in self._scales.items():
+            scales[name] = scales[name].to(own) * own if name in scales else own
         return scales
 
     def weigh(self, problem: Problem) -> Weighting:
@@ -254,13 +259,17 @@ class HeldOut(Balancer):
 def _means(seen: deque[tuple[tuple[str, ...], Tensor]]) -> dict[str, Tensor]:
     """Mean of each loss over the steps in which it was there and finite; NaN of none."""
     if len({names for names, _ in seen}) == 1:
-        names, values = seen[0][0], torch.stack([losses for _, losses in seen])
-        finite = values.isfinite()
-        means = torch.where(finite, values, 0.0).sum(0) / finite.sum(0)
-        return dict(zip(names, means.unbind(), strict=True))
+        means = _finite_mean([losses for _, losses in seen])
+        return dict(zip(seen[0][0], means.unbind(), strict=True))
     by_name: dict[str, list[Tensor]] = {}
     for names, losses in seen:
         for name, loss in zip(names, losses.unbind(), strict=True):
             by_name.setdefault(name, []).append(loss)
-    stacked = {name: torch.stack(found) for name, found in by_name.items()}
-    return {name: torch.where(x.isfinite(), x, torch.nan).nanmean() for name, x in stacked.items()}
+    return {name: _finite_mean(found) for name, found in by_name.items()}
+
+
+def _finite_mean(steps: list[Tensor]) -> Tensor:
+    """Mean over the steps, elementwise, of what is finite."""
+    values = torch.stack(steps)
+    finite = values.isfinite()
+    return torch.where(finite, values, 0.0).sum(0) / finite.sum(0)

@@ -1,7 +1,7 @@
 """Predictions of a trained model under three rules, and what they are worth."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,15 +85,29 @@ def metrics(log_p: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
     return {"accuracy": accuracy, "f1": 100 * float(f1), "nll": -minus_nll, "ece": 100 * error}
 
 
+class UnderRules(NamedTuple):
+    """What a model predicts: ``features`` and ``outputs`` by split, and the rules that make one prediction of them."""
+
+    features: dict[str, list[Tensor]]
+    outputs: dict[str, Outputs]
+    pool: Product
+    rules: dict[str, Callable[[Outputs], Tensor]]
+
+
+def under_rules(model: LateFusion, method: Method, data: Dataset) -> UnderRules:
+    features = {name: model.features(getattr(data, name).inputs) for name in ("val", "test")}
+    outputs = {name: experts(method, model, z) for name, z in features.items()}
+    pool = Product(outputs["val"], model.names, data.val.labels)
+    rules = {"fused": lambda x: own(method, x), "product": product, "fitted": pool.fitted}
+    return UnderRules(features, outputs, pool, rules)
+
+
 @torch.no_grad()
 def evaluate(model: LateFusion, method: Method, data: Dataset) -> dict[str, Any]:
     """Everything that is known of a model from its predictions; ``correct`` packs one bit per test item."""
     model.eval()
     means = [z.mean(0) for z in model.features(data.train.inputs)]
-    features = {name: model.features(getattr(data, name).inputs) for name in ("val", "test")}
-    outputs = {name: experts(method, model, z) for name, z in features.items()}
-    pool = Product(outputs["val"], model.names, data.val.labels)
-    rules = {"fused": lambda x: own(method, x), "product": product, "fitted": pool.fitted}
+    features, outputs, pool, rules = under_rules(model, method, data)
     report: dict[str, Any] = {rule: {} for rule in RULES}
     heads: dict[str, Any] = {name: {} for name in model.names}
     for split in ("val", "test"):
@@ -118,9 +132,7 @@ def evaluate(model: LateFusion, method: Method, data: Dataset) -> dict[str, Any]
 def accuracies(model: LateFusion, method: Method, data: Dataset) -> dict[str, dict[str, float]]:
     """Accuracy in percent under each rule, by split."""
     model.eval()
-    outputs = {name: experts(method, model, model.features(getattr(data, name).inputs)) for name in ("val", "test")}
-    pool = Product(outputs["val"], model.names, data.val.labels)
-    rules = {"fused": lambda x: own(method, x), "product": product, "fitted": pool.fitted}
+    _, outputs, _, rules = under_rules(model, method, data)
     return {
         rule: {name: quality(predict(outputs[name]), getattr(data, name).labels)[0] for name in outputs}
         for rule, predict in rules.items()

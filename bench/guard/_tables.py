@@ -3,19 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from statistics import mean
 
+from bench._markdown import markdown
 from bench.accuracy._statistics import mean_and_deviation
 from bench.accuracy._study import Line
 from bench.guard._candidates import ALONE_ROW, CANDIDATES
 from bench.guard._simulate import CURVES, Result
 
 MOMENTS = {"checkpoint": "checkpoint", "last": "last epoch"}
-
-
-def markdown(corner: str, columns: Iterable[str], rows: Mapping[str, Iterable[str]]) -> str:
-    """A table."""
-    columns = list(columns)
-    lines = [f"| {corner} | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
 
 
 def candidates(lines: list[Line]) -> str:

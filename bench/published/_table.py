@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bench._markdown import markdown
+
 Results = dict[str, Any]
 COLUMNS = {
     "subroutine ms": ("subroutine_ms", "{:z.2f}"),
@@ -22,11 +24,13 @@ def table(results: Results) -> str:
     for model in models:
         for row in model["rows"]:
             cells.setdefault(title(row), {})[model["model"]] = cell(row, "x_mimo", "{:z.2f}")
-    parts = [markdown("subroutine time / MIMO's", [model["model"] for model in models], cells)]
+    titles = [model["model"] for model in models]
+    headline = {name: [row.get(model, "-") for model in titles] for name, row in cells.items()}
+    parts = [markdown("subroutine time / MIMO's", titles, headline)]
     for model in models:
-        rows = {title(row): {column: cell(row, *what) for column, what in COLUMNS.items()} for row in model["rows"]}
+        rows = {title(row): [cell(row, *what) for what in COLUMNS.values()] for row in model["rows"]}
         about = f"{model['model']}: {model['modalities']} modalities, {model['parameters'] / 1e6:.2f} M parameters"
-        parts.append(f"{about}, batch {results['batch']}.\n\n" + markdown("method", list(COLUMNS), rows))
+        parts.append(f"{about}, batch {results['batch']}.\n\n" + markdown("method", COLUMNS, rows))
     return "\n\n".join(parts)
 
 
@@ -37,12 +41,3 @@ def title(row: dict[str, Any]) -> str:
 
 def cell(row: dict[str, Any], key: str, form: str) -> str:
     return "-" if row[key] is None else form.format(row[key])
-
-
-def markdown(corner: str, columns: list[str], rows: dict[str, dict[str, str]]) -> str:
-    """A table; a cell that is not there is a dash."""
-    lines = [f"| {corner} | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    lines += [
-        f"| {name} | " + " | ".join(row.get(column, "-") for column in columns) + " |" for name, row in rows.items()
-    ]
-    return "\n".join(lines)
