@@ -4,6 +4,7 @@ from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
 from balanced_grad.guard import HeldOut, endless, hold_out
 from balanced_grad.methods import AGM, BOGC, DGL, MIMO, MLB, OGM, Gramian, MinNorm, MMPareto, Uniform, scores
+from balanced_grad.notices import InactiveBalancerWarning
 from balanced_grad.optim import BalancedOptimizer, ModalityGroups
 from balanced_grad.records import Problem, Step, Trust, Weighting
 
@@ -21,6 +22,7 @@ __all__ = [
     "Balancer",
     "Gramian",
     "HeldOut",
+    "InactiveBalancerWarning",
     "MMPareto",
     "MinNorm",
     "ModalityGroups",

@@ -29,6 +29,7 @@ from balanced_grad.capture import (
     select,
     weighted,
 )
+from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
 
 Level = Literal["parameters", "features"]
@@ -105,6 +106,7 @@ class Balancer(nn.Module, ABC):
         self._params = ParameterFilter(params)
         self._memory = Memory()
         self._processes = Processes()
+        self._notices = Notices()
 
     @property
     def process_group(self) -> ProcessGroup:
