@@ -1,9 +1,10 @@
 """Losses in, one ordinary scalar out: the base of every method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -12,18 +13,20 @@ from torch import Tensor, nn
 from balanced_grad.capture import (
     BlockCapture,
     Capture,
+    Delivery,
     FeatureCapture,
     Groups,
     Losses,
     Memory,
     ParameterCapture,
     ParameterFilter,
+    Params,
     Partition,
     Processes,
     ProcessGroup,
     ShardedCapture,
+    Walk,
     Window,
-    backward,
     eager,
     on_backward,
     select,
@@ -33,7 +36,6 @@ from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
 
 Level = Literal["parameters", "features"]
-Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
 class Balancer(nn.Module, ABC):
@@ -57,8 +59,9 @@ class Balancer(nn.Module, ABC):
     it, and so may you.
 
     Args:
-        params: the parameters that may receive gradients (``model.parameters()`` or ``named_parameters()``,
-            whose names then appear in errors); default: every leaf that the losses reach.
+        params: the parameters that may receive gradients: ``model.parameters()``, ``named_parameters()``, whose names
+            then appear in errors, or the model itself, which is asked anew in every step. Default: every leaf that the
+            losses reach. Of these the ``nn.Parameter`` are balanced, if there are any, and all get their gradient.
         level: where per-loss gradients are taken. ``"parameters"`` is exact. ``"features"`` takes them at
             the encoder outputs passed as ``balancer(losses, features={...})`` and then runs one ordinary
             backward of the weighted losses, at about the cost of the plain sum.
@@ -169,7 +172,13 @@ class Balancer(nn.Module, ABC):
         exchanges = learning and self._processes.size > 1 and (captures or self.needs_losses)
         with self._processes.together() if exchanges else nullcontext():
             given = Losses.check(losses)
-            capture = self._capture(given, features) if learning else None  # refuses before any state moves
+            # What refuses, before any state moves.
+            self._params.refresh()
+            capture = self._capture(given, features) if learning else None
+            restricted = self._restricted(given) if learning and capture is None else None
+            left_out = None if capture is None else capture.left_out
+            if left_out is not None:
+                self._notices.say("params", left_out)
         problem = Problem(given.names, given.values())
         if self.needs_gramian or self.needs_rows:
             # No weights before backward(): until then the scalar is the plain sum.
@@ -183,13 +192,12 @@ class Balancer(nn.Module, ABC):
         weights = None if chosen is None else chosen.weights
         self.last = Step(problem.names, problem.losses, weights, factors=self.factors)
         if capture is not None:
-            return on_backward(value, lambda scale: self._balance(capture, problem, weights, scale))
+            return on_backward(value, partial(self._balance, capture, problem, weights), capture.through)
         assert weights is not None
-        own = select(weights, tuple(map(problem.names.index, given.names)))
-        inputs = self._params.inputs
-        if inputs is not None:
-            return on_backward(value, lambda scale: backward(given.tensors, own, scale, inputs))
-        return weighted(value, own, given)
+        weights = select(weights, tuple(map(problem.names.index, given.names)))
+        if restricted is not None:
+            return on_backward(value, partial(restricted, weights), restricted.through)
+        return weighted(value, weights, given)
 
     def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture | None:
         losses.require_graph()
@@ -209,14 +217,25 @@ class Balancer(nn.Module, ABC):
             )
         return FeatureCapture(losses, features, self._params, self._processes)
 
+    def _restricted(self, losses: Losses) -> Delivery | None:
+        """For weights from losses only: the one backward, where ``params=`` restricts it."""
+        if not self._params.restricts:
+            return None
+        walk = Walk.of(losses)
+        leaves = self._params.restrict(walk.names, walk.reach)
+        left_out = self._params.left_out(walk.reach, walk.names)
+        if left_out is not None:
+            self._notices.say("params", left_out)
+        return Delivery(walk, leaves)
+
     def _balance(
         self,
         capture: Capture,
         problem: Problem,
         weights: Tensor | None,
         scale: Tensor,
-    ) -> None:
-        """What ``backward()`` does: per-loss gradients, Gramian, weights, ``.grad``."""
+    ) -> Sequence[Tensor] | None:
+        """What ``backward()`` does: per-loss gradients, Gramian, weights, ``.grad``; or what it goes on with."""
         assert not isinstance(capture, BlockCapture)
         with torch.autocast(scale.device.type, enabled=False):  # on the CPU, backward runs in the caller's thread
             capture.run(scale)
@@ -228,9 +247,10 @@ class Balancer(nn.Module, ABC):
             if weights is None:
                 problem = replace(problem, gramian=gramian, reach=capture.reach())
                 weights = self._damped(self.weigh(problem), problem).weights
-            capture.write(weights)
+            passed = capture.write(weights)
         labels = () if self._partition.single else capture.problems
         self.last = Step(problem.names, problem.losses, weights, gramian, labels, factors=self.factors)
+        return passed
 
     def _damped(self, chosen: Weighting, problem: Problem) -> Weighting:
         """What the method chose, with the weight of each loss times its factor."""

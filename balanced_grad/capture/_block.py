@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,20 +17,25 @@ class Site:
     Attributes:
         name: the user's name of the layer or parameter.
         linear: whether this is a linear layer, through which what went can be noted.
-        heads: per layer its parameters, in the order in which their gradients make up a row. One layer, named "",
-            in which several losses meet; or heads of equal shape, each under the name of its loss.
-        layers: the layers themselves, by the same names.
+        layers: one layer, named "", in which several losses meet; or heads of equal shape, each under the name of its
+            loss.
+        attributes: the names of the parameters in a layer, in the order in which their gradients make up a row.
     """
 
     name: str
     linear: bool
-    heads: Mapping[str, tuple[Tensor, ...]]
     layers: Mapping[str, nn.Module]
+    attributes: tuple[str, ...]
+
+    @property
+    def heads(self) -> dict[str, tuple[Tensor, ...]]:
+        """Per layer its parameters, as they are now."""
+        return {key: tuple(getattr(layer, a) for a in self.attributes) for key, layer in self.layers.items()}
 
     @property
     def by_index(self) -> bool:
         """Whether each loss brings the gradient of its own head."""
-        return "" not in self.heads
+        return "" not in self.layers
 
 
 class Block:
@@ -47,21 +52,37 @@ class Block:
     def __init__(self, modules: Modules, layers: Layers, *, linear: bool, by_index: bool = False) -> None:
         if layers not in get_args(Layers):
             raise ValueError(f"layers={layers!r}: choose one of {get_args(Layers)}")
-        found = {name: _holding_parameters(name, module) for name, module in _named(modules).items()}
-        chosen = {name: own if layers == "all" else own[-1:] for name, own in found.items()}
-        for path, layer in (entry for own in chosen.values() for entry in own):
-            if linear:
-                _check_linear(path, layer)
+        named = _named(modules)
+        held = {name: _holding_parameters(name, module) for name, module in named.items()}
+        chosen = {name: found if layers == "all" else found[-1:] for name, found in held.items()}
+        for name, found in chosen.items():
+            for path, layer in found if linear else ():
+                _check_linear(path, layer, held[name])
                 watch(layer)
         self.linear = linear
+        self._places = [(name, named[name], path, layer) for name, found in chosen.items() for path, layer in found]
         self.sites = (
             _sites_by_index(chosen)
             if by_index
-            else [site for own in chosen.values() for e in own for site in _sites(*e)]
+            else [site for found in chosen.values() for entry in found for site in _sites(*entry)]
         )
-        self.parameters = [p for site in self.sites for head in site.heads.values() for p in head]
         if len(set(self.parameters)) < len(self.parameters):
             raise ValueError("a parameter is in the block twice; name every layer once")
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All of them, as they are now."""
+        return [p for site in self.sites for head in site.heads.values() for p in head]
+
+    def refuse_replaced(self) -> None:
+        """Refuse a layer that is no longer in the module that the user named: what goes through it is not seen."""
+        for name, module, path, layer in self._places:
+            inner = path.removeprefix(name).removeprefix(".")
+            if dict(module.named_modules(remove_duplicate=False)).get(inner) is not layer:
+                raise ValueError(
+                    f"block: the layer {path or 'itself'!r} was replaced after the balancer was made, which holds the "
+                    "old one; change the model first and make the balancer (and load its state) afterwards"
+                )
 
     def __repr__(self) -> str:
         return repr([site.name for site in self.sites])
@@ -97,11 +118,14 @@ def _holding_parameters(name: str, module: nn.Module) -> list[tuple[str, nn.Modu
     return found
 
 
-def _check_linear(path: str, layer: nn.Module) -> None:
+def _check_linear(path: str, layer: nn.Module, held: Sequence[tuple[str, nn.Module]]) -> None:
     if not isinstance(layer, nn.Linear):
+        last = next((name for name, other in reversed(held) if isinstance(other, nn.Linear)), None)
+        name = "a linear layer" if last is None else f"its last linear layer, {last!r},"
         raise ValueError(
             f"block: {path or 'the layer'!r} is a {type(layer).__name__}, and this variance needs nn.Linear layers; "
-            "name a linear layer, or use variance=StepVariance(), which takes any parameter"
+            f"name {name} as the block, such as {{'audio': model.get_submodule('...')}}, or use "
+            "variance=balanced_grad.evidence.StepVariance(), which takes any parameter"
         )
     if not layer.weight.is_leaf:
         raise ValueError(
@@ -111,10 +135,10 @@ def _check_linear(path: str, layer: nn.Module) -> None:
 
 
 def _sites(path: str, layer: nn.Module) -> list[Site]:
-    own = _own(layer)
+    names = tuple(_own(layer))
     if isinstance(layer, nn.Linear):
-        return [Site(path or "linear", True, {"": tuple(own.values())}, {"": layer})]
-    return [Site(".".join(filter(None, (path, name))), False, {"": (p,)}, {"": layer}) for name, p in own.items()]
+        return [Site(path or "linear", True, {"": layer}, names)]
+    return [Site(".".join(filter(None, (path, name))), False, {"": layer}, (name,)) for name in names]
 
 
 def _sites_by_index(chosen: Mapping[str, list[tuple[str, nn.Module]]]) -> list[Site]:
@@ -132,9 +156,8 @@ def _sites_by_index(chosen: Mapping[str, list[tuple[str, nn.Module]]]) -> list[S
                 f"by_index=True takes two or more heads of equal shape, named as their losses; got {shapes}"
             )
         linear = all(isinstance(layer, nn.Linear) for _, layer in layers)
-        sites.append(
-            Site(f"heads[{len(sites)}]", linear, heads, dict(zip(chosen, (m for _, m in layers), strict=True)))
-        )
+        modules = dict(zip(chosen, (module for _, module in layers), strict=True))
+        sites.append(Site(f"heads[{len(sites)}]", linear, modules, tuple(_own(layers[0][1]))))
     return sites
 
 

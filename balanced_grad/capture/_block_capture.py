@@ -1,18 +1,19 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from balanced_grad.capture._block import Block, Site
 from balanced_grad.capture._block_exchange import SiteRows, of_all
-from balanced_grad.capture._gradients import backward, gradients
-from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
+from balanced_grad.capture._delivery import Delivery
+from balanced_grad.capture._graph import leads_to, looked_through
+from balanced_grad.capture._hidden import refuse_hidden
 from balanced_grad.capture._inner import select
 from balanced_grad.capture._losses import Losses
-from balanced_grad.capture._plan import ParameterFilter
+from balanced_grad.capture._params import ParameterFilter, unsharded_ids
 from balanced_grad.capture._processes import Processes
 from balanced_grad.capture._taps import KINDS, Tap, taps
+from balanced_grad.capture._walk import Walk
 from balanced_grad.capture._write import accumulate
 from balanced_grad.records import LinearCall
 
@@ -29,25 +30,37 @@ class BlockCapture:
         self._params = params
         self._processes = processes
         self._names, self._values = losses.names, losses.values()
-        self._taps: list[list[tuple[GradientEdge, Tap]]] = []
-        inside = set(block.parameters)
-        outside: dict[Tensor, None] = {}
-        used: set[Tensor] = set()
-        for name, loss in zip(losses.names, losses.tensors, strict=True):
-            leaves, nodes = reached(name, loss, {SINK, *(KINDS if block.linear else ())})
-            refuse_static_graph(name, (node for node in nodes if type(node) is SINK))
-            self._taps.append(taps(node for node in nodes if type(node) is not SINK))
-            for leaf in leaves:
-                if leaf in inside:
-                    params.check(leaf, losses.names, [len(self._taps) - 1])
-                    used.add(leaf)
-                elif leaf in params:
-                    outside[leaf] = None
-        if not used and processes.size == 1:
-            raise ValueError(f"none of the losses {list(losses.names)} reaches the block {block}")
-        self._outside = list(outside)
+        block.refuse_replaced()
+        walk = self._walk = Walk.of(losses, KINDS if block.linear else ())
+        self._taps = [taps(found.noted) for found in walk.each]
+        self._parameters = block.parameters
+        reach, bystanders = params.divide(walk.reach)
+        inside = set(self._parameters)
+        met = [leaf for leaf in reach if leaf in inside]
+        self._refuse(met, reach)
+        self.left_out = params.left_out(walk.reach, walk.names)
+        outside = [leaf for leaf in (*reach, *bystanders) if leaf not in inside]
+        # A wrapper that waits for every parameter's gradient gets it first, and the block then its own.
+        self._beside_wrapper = processes.size > 1 and not looked_through()
+        if not self._beside_wrapper:
+            self._delivery = Delivery(walk, outside, shown=met)
+        else:
+            self._delivery = Delivery(walk, [*met, *outside] if params.restricts else None)
+        self.through = self._delivery.through
         self._found: list[dict[Tensor, Tensor]] = []
         self._scale: Tensor
+
+    def _refuse(self, met: Sequence[Tensor], reach: Mapping[Tensor, Sequence[int]]) -> None:
+        """What a capture at the block would pass by."""
+        walk, unsharded = self._walk, unsharded_ids()
+        for leaf in met:
+            self._params.check(leaf, walk.names, reach[leaf], unsharded)
+            walk.refuse_hooks(leaf, self._params.where(leaf, walk.names, reach[leaf]))
+        if not met and self._processes.size == 1 and any(p.requires_grad for p in self._parameters):
+            raise ValueError(f"none of the losses {list(walk.names)} reaches the block {self._block}")
+        wanted = {node for leaf in met for node in walk.whole.leaves[leaf]}
+        for name, found in zip(walk.names, walk.each, strict=True):
+            refuse_hidden(name, [node for node in found.custom if leads_to(node, wanted)], walk.whole.leaves)
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The losses of this batch, as means over the processes that have them; after ``run``."""
@@ -70,13 +83,15 @@ class BlockCapture:
         """The gradients of this process."""
         self._found = []
         calls: list[dict[object, list[tuple[Tap, Tensor]]]] = []
-        for loss, noted in zip(self._losses.tensors, self._taps, strict=True):
-            wanted: list[Tensor | GradientEdge] = [*self._block.parameters, *(edge for edge, _ in noted)]
-            found = gradients(loss, wanted, scale, retain=True)
-            inside = zip(self._block.parameters, found, strict=False)
+        for loss, noted in enumerate(self._taps):
+            beside = [edge for edge, _ in noted]
+            grads = self._walk.gradients(loss, self._parameters, scale, retain=True, beside=beside)
+            # Copies: static buffers, as of graphed callables, are the same for every loss.
+            found = [None if grad is None else grad.clone() for grad in grads]
+            inside = zip(self._parameters, found, strict=False)
             self._found.append({parameter: grad for parameter, grad in inside if grad is not None})
             seen: dict[object, list[tuple[Tap, Tensor]]] = {}
-            for (_, tap), grad in zip(noted, found[len(self._block.parameters) :], strict=True):
+            for (_, tap), grad in zip(noted, found[len(self._parameters) :], strict=True):
                 if grad is not None:
                     seen.setdefault(tap.layer, []).append((tap, grad))
             calls.append(seen)
@@ -100,26 +115,27 @@ class BlockCapture:
 
     def write(self, fused: Iterable[tuple[SiteRows, Tensor]], weights: Tensor) -> None:
         """Accumulate each site's fused row into ``.grad``; elsewhere, one backward of the weighted losses."""
-        if self._processes.size > 1:
-            return self._write_beside_wrapper(fused, weights)
+        weights = select(weights, tuple(map(self._names.index, self._losses.names)))
+        if self._beside_wrapper:
+            self._write_beside_wrapper(fused, weights)
+            return
         for rows, row in fused:
             for name, head in rows.site.heads.items():
                 self._accumulate(name, head, row.to(rows.rows.dtype))
         self._found = []
-        if self._outside:
-            backward(self._losses.tensors, weights, self._scale, self._outside)
-        return None
+        self._delivery(weights, self._scale)
 
     def _write_beside_wrapper(self, fused: Iterable[tuple[SiteRows, Tensor]], weights: Tensor) -> None:
-        """The same where a wrapper waits for every parameter's gradient: it gets that, and the block then its own."""
-        before = {p: None if p.grad is None else p.grad.clone() for p in self._block.parameters}
-        own = select(weights, tuple(map(self._names.index, self._losses.names)))
+        """The same where a wrapper waits for every parameter's gradient."""
+        before = {p: None if p.grad is None else p.grad.clone() for p in self._parameters}
         self._found = []
-        backward(self._losses.tensors, own, self._scale, self._params.inputs)
+        self._delivery(weights, self._scale)
         for rows, row in fused:
             (head,) = rows.site.heads.values()
             parts = torch.split(row.to(rows.rows.dtype), [parameter.numel() for parameter in head])
             for parameter, part in zip(head, parts, strict=True):
+                if not parameter.requires_grad:
+                    continue
                 kept, grad = before.pop(parameter), part.view(parameter.shape)
                 grad = grad if kept is None else kept + grad
                 if parameter.grad is None:

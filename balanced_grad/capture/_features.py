@@ -1,14 +1,16 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._gradients import backward, gradients
-from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
+from balanced_grad.capture._delivery import Delivery
+from balanced_grad.capture._gradients import seeds
+from balanced_grad.capture._graph import behind_sinks
 from balanced_grad.capture._inner import add_block, flat, select
 from balanced_grad.capture._losses import Losses
-from balanced_grad.capture._plan import ParameterFilter
+from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._processes import Processes, merged
+from balanced_grad.capture._walk import Walk
 from balanced_grad.kernels import gramian
 
 
@@ -16,7 +18,8 @@ class FeatureCapture:
     """Per-loss gradients at named encoder outputs, then one ordinary backward of the weighted losses.
 
     The encoders are traversed once, so a step costs about what the plain sum costs, and every hook on a
-    parameter fires as usual.
+    parameter fires as usual. The last backward is the very one that the scalar is part of, which leads ``through`` it
+    to the losses, but with ``params=`` one of its own.
 
     Of several processes, each has the features of its own items, so the inner products over all items are the sum of
     those of the processes. The last backward is averaged as any other: by DistributedDataParallel, or not at all.
@@ -28,21 +31,32 @@ class FeatureCapture:
         self, losses: Losses, features: Mapping[str, Tensor], params: ParameterFilter, processes: Processes
     ) -> None:
         self.problems = ("all",)
+        self.left_out: str | None = None
         self._names = losses.names
         self._losses = losses
         self._features = _checked(features)
-        self._params = params
+        self._edges = [behind_sinks(feature) for feature in self._features.values()]
         self._processes = processes
         self._values = losses.values()
         self._meets: dict[str, set[str]] = {}  # per feature, the losses with a gradient there on any process
         self._grads: list[list[Tensor | None]] = []
         self._scale: Tensor | None = None
-        if processes.size > 1:
-            for position, (name, loss) in enumerate(zip(losses.names, losses.tensors, strict=True)):
-                leaves, sinks = reached(name, loss, (SINK,))
-                refuse_static_graph(name, sinks)
-                for leaf in leaves:
-                    params.refuse_flat(leaf, losses.names, [position])
+        self._walk = Walk.of(losses, stop={edge.node for edge in self._edges})  # what is traversed once per loss
+        self._walk.refuse_hidden()
+        self._delivery = self._restricted(params)
+        self.through = losses.tensors if self._delivery is None else self._delivery.through
+
+    def _restricted(self, params: ParameterFilter) -> Delivery | None:
+        """How the last backward is restricted to ``params=``; None: it is not."""
+        if not params.restricts and self._processes.size == 1:
+            return None
+        walk = Walk.of(self._losses)
+        for leaf, indices in walk.reach.items():
+            params.refuse_flat(leaf, walk.names, indices)
+        if not params.restricts:
+            return None
+        self.left_out = params.left_out(walk.reach, walk.names)
+        return Delivery(walk, params.restrict(walk.names, walk.reach))
 
     def run(self, scale: Tensor) -> None:
         """One backward per loss, down to the features only."""
@@ -59,8 +73,13 @@ class FeatureCapture:
             self._meets.setdefault(name, set()).update(losses)
 
     def _take(self, scale: Tensor) -> None:
-        wanted = list(self._features.values())
-        self._grads = [gradients(loss, wanted, scale, retain=True) for loss in self._losses.tensors]
+        before = {name: feature.grad for name, feature in self._features.items() if feature.retains_grad}
+        for loss in range(len(self._losses.names)):
+            grads = self._walk.gradients(loss, (), scale, retain=True, beside=self._edges)
+            # Copies: static buffers, as of graphed callables, are the same for every loss.
+            self._grads.append([None if grad is None else grad.clone() for grad in grads])
+        for name, grad in before.items():
+            self._features[name].grad = grad  # which the last backward will add to, as any backward does
         for name, losses in self._reach():
             if not losses:
                 raise RuntimeError(
@@ -91,12 +110,15 @@ class FeatureCapture:
             self._processes.sum(total)
         return total
 
-    def write(self, weights: Tensor) -> None:
-        """One ordinary backward of the weighted losses, down to the parameters."""
+    def write(self, weights: Tensor) -> Sequence[Tensor] | None:
+        """One ordinary backward of the weighted losses, down to the parameters: the gradients to go on with."""
         assert self._scale is not None
         self._grads = []
-        own = select(weights, tuple(map(self._names.index, self._losses.names)))
-        backward(self._losses.tensors, own, self._scale, self._params.inputs)
+        weights = select(weights, tuple(map(self._names.index, self._losses.names)))
+        if self._delivery is None:
+            return seeds(self._losses.tensors, weights, self._scale)
+        self._delivery(weights, self._scale)
+        return None
 
     def _reach(self) -> list[tuple[str, tuple[int, ...]]]:
         """Per feature, the losses with a gradient there."""

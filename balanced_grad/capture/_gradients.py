@@ -4,24 +4,61 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+_CURES = {  # what torch says -> what to do
+    "donated": (
+        "the compiled model donated its buffers to one backward, but one backward per loss is needed: set "
+        "torch._functorch.config.donated_buffer = False before compiling, or use a losses-only balancer"
+    ),
+    "_will_engine_execute_node": (
+        "a hook on several leaves at once (register_multi_grad_hook, as FlopCounterMode and other module trackers set) "
+        "is called in a per-loss backward, which torch does not support; take it off, or use a losses-only balancer"
+    ),
+}
+
 
 def gradients(
-    loss: Tensor, wanted: Sequence[Tensor | GradientEdge], scale: Tensor, *, retain: bool
+    loss: Tensor, wanted: Sequence[Tensor | GradientEdge], scale: Tensor, *, retain: bool, name: str | None = None
 ) -> list[Tensor | None]:
-    """``scale * d loss / d wanted``, None where the loss does not reach; the engine goes nowhere else."""
+    """``scale * d loss / d wanted``, None where the loss does not reach; the engine goes nowhere else.
+
+    Every loss gets a seed of its own, since a hook may scale what arrives in place.
+    """
+    if not wanted:
+        return []
+    seed = scale.to(loss.dtype, copy=True)
     try:
-        grads = torch.autograd.grad(loss, wanted, scale.to(loss.dtype), retain_graph=retain, allow_unused=True)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        if "donated" not in str(error):
-            raise
-        raise RuntimeError(
-            "the compiled model donated its buffers to one backward, but one backward per loss is needed: set "
-            "torch._functorch.config.donated_buffer = False before compiling, or use a losses-only balancer"
-        ) from error
-    return list(grads)
+        return list(torch.autograd.grad(loss, wanted, seed, retain_graph=retain, allow_unused=True))  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise _explained(error, name) from error
 
 
-def backward(losses: Sequence[Tensor], weights: Tensor, scale: Tensor, inputs: Sequence[Tensor] | None) -> None:
+def _explained(error: Exception, name: str | None) -> RuntimeError:
+    said = str(error)
+    for part, cure in _CURES.items():
+        if part in said:
+            return RuntimeError(cure)
+    which = "a loss" if name is None else f"loss {name!r}"
+    return RuntimeError(
+        f"the per-loss backward of {which} failed: {type(error).__name__}: {said}. The graph is traversed once per "
+        "loss, which tools and kernels that expect a single backward do not survive; use a losses-only balancer such "
+        "as MIMO, or level='features', or ask balanced-grad check --verify which operator it is"
+    )
+
+
+def backward(
+    losses: Sequence[Tensor],
+    weights: Tensor,
+    scale: Tensor,
+    inputs: Sequence[GradientEdge] | None,
+    *,
+    retain: bool | None = None,
+) -> None:
     """One ordinary backward of ``scale * sum(weights * losses)``: autograd itself accumulates ``.grad``."""
-    seeds = [(scale * weight).to(loss.dtype) for loss, weight in zip(losses, weights.unbind(), strict=True)]
-    torch.autograd.backward(losses, seeds, inputs=inputs)
+    torch.autograd.backward(losses, seeds(losses, weights, scale), inputs=inputs, retain_graph=retain)
+
+
+def seeds(losses: Sequence[Tensor], weights: Tensor, scale: Tensor) -> list[Tensor]:
+    """What each loss's backward starts from."""
+    return [(scale * weight).to(loss.dtype) for loss, weight in zip(losses, weights.unbind(), strict=True)]

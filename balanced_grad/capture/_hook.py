@@ -1,35 +1,49 @@
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from balanced_grad.capture._losses import Losses
 
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+
+Callback = Callable[[Tensor], Sequence[Tensor | None] | None]
+_pending: "WeakSet[Any]" = WeakSet()  # nodes of scalars that have not been called back yet, of all threads
+_lock = Lock()
+
 
 class _OnBackward(torch.autograd.Function):
-    """Identity on a detached anchor: its outer graph is one node deep, the real losses live in the callback."""
+    """A scalar on a detached anchor: the real losses live in the callback, and in ``through`` what is to see them."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, callback: Callback, *through: Tensor) -> Tensor:
         ctx.callback = callback
+        ctx.count = len(through)
+        with _lock:
+            _pending.add(ctx)
         return anchor.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "create_graph=True is not supported by a balancer that captures per-loss gradients; "
                 "call backward() without it, or use a losses-only balancer such as Uniform or MIMO, without params="
             )
         callback, ctx.callback = ctx.callback, None
+        with _lock:
+            _pending.discard(ctx)
         if callback is None:
             raise RuntimeError(
-                "backward() was called a second time on the scalar of a balancer, whose graph the first call "
-                "freed; call the balancer again on fresh losses"
+                "backward() was called a second time on the scalar of a balancer, whose gradients the first call "
+                "wrote; call the balancer again on fresh losses"
             )
-        callback(grads[0])
-        return None, None
+        passed = callback(grads[0])
+        return None, None, *([None] * ctx.count if passed is None else passed)
 
 
 class _Weighted(torch.autograd.Function):
@@ -47,9 +61,13 @@ class _Weighted(torch.autograd.Function):
         return None, None, *(seed.to(dtype) for seed, dtype in zip(seeds, ctx.dtypes, strict=True))
 
 
-def on_backward(value: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
-    """Scalar equal to ``value`` whose ``backward()`` calls ``callback(incoming gradient)``, once."""
-    out: Tensor = _OnBackward.apply(value.detach().requires_grad_(), callback)  # type: ignore[no-untyped-call]
+def on_backward(value: Tensor, callback: Callback, through: Sequence[Tensor] = ()) -> Tensor:
+    """Scalar equal to ``value`` whose ``backward()`` calls ``callback(incoming gradient)``, once.
+
+    Whoever looks through the scalar's graph sees the tensors ``through``. Autograd goes on to them with the gradients
+    that the callback returns, or, if that is None, visits them without any.
+    """
+    out: Tensor = _OnBackward.apply(value.detach().requires_grad_(), callback, *through)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -57,3 +75,30 @@ def weighted(value: Tensor, weights: Tensor, losses: Losses) -> Tensor:
     """Scalar equal to ``value`` whose ``backward()`` is one ordinary backward of ``sum(weights * losses)``."""
     out: Tensor = _Weighted.apply(value, weights, *losses.tensors)  # type: ignore[no-untyped-call]
     return out
+
+
+def scalar_type() -> type | None:
+    """The node of a scalar of ``on_backward``."""
+    return getattr(_OnBackward, "_backward_cls", None)
+
+
+def needed_later(nodes: Collection["Node"]) -> bool:
+    """Whether the backward that is under way comes through these nodes after this callback, or is to keep its graph.
+
+    It does where other terms were added to the scalar, or another balancer's scalar. Then the graph must outlive the
+    backwards in the callback. Autograd runs the node made last first, so this callback is ahead of what it shares.
+    """
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    with _lock:
+        others = list(_pending)
+    return _keeps_graph() or any(map(_runs, others)) or any(map(_runs, nodes))
+
+
+def _keeps_graph() -> bool:
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return bool(asked()) if asked is not None else False
+
+
+def _runs(node: Any) -> bool:
+    return bool(torch._C._will_engine_execute_node(node))

@@ -1,16 +1,18 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from balanced_grad.capture._common import average
-from balanced_grad.capture._gradients import gradients
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import JOINT, Losses
+from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._partition import Partition, Run, runs
-from balanced_grad.capture._plan import Group, ParameterFilter, Plan
+from balanced_grad.capture._plan import Group, Plan
 from balanced_grad.capture._processes import Processes
 from balanced_grad.capture._rows import Arena, Rows
+from balanced_grad.capture._walk import Walk
 from balanced_grad.capture._window import Window, Written
 from balanced_grad.capture._write import accumulate, scaled
 from balanced_grad.kernels import combine, gramian
@@ -18,7 +20,7 @@ from balanced_grad.kernels import combine, gramian
 
 @dataclass(frozen=True)
 class _Exclusive:
-    """Gradients at parameters that one loss alone reaches."""
+    """Gradients of one loss that are kept as autograd gave them."""
 
     loss: int
     parameters: list[Tensor]
@@ -41,6 +43,8 @@ class ParameterCapture:
     After ``run`` everything is that of all processes and of all micro-batches: names, losses, Gramian.
     """
 
+    through: tuple[Tensor, ...] = ()  # a wrapper that looks through the scalar finds nothing, and waits for nothing
+
     def __init__(
         self, losses: Losses, params: ParameterFilter, partition: Partition, memory: Memory, processes: Processes
     ) -> None:
@@ -49,15 +53,22 @@ class ParameterCapture:
         self._partition = partition
         self._memory = memory
         self._processes = processes
-        self._plan = self._planned(losses, params)
+        self._walk = Walk.of(losses)
+        self._plan = self._planned()
         self._values = losses.values()
         self._rows: list[Rows] = []
         self._runs: dict[Rows, list[Run]] = {}  # the stretches of columns that one problem's weights apply to
         self._exclusive: list[_Exclusive] = []
+        self._beside: list[_Exclusive] = []  # at leaves that are no parameters: of this process and batch alone
         self.problems: tuple[str, ...] = ()
 
-    def _planned(self, losses: Losses, params: ParameterFilter) -> Plan:
-        return Plan.of(losses, params)
+    def _planned(self) -> Plan:
+        return Plan.along(self._walk, self._params)
+
+    @property
+    def left_out(self) -> str | None:
+        """What to say of parameters that ``params=`` does not name."""
+        return self._params.left_out(self._walk.reach, self._walk.names)
 
     def run(self, scale: Tensor) -> None:
         """One backward per loss, each seeded with ``scale`` and asked only for what that loss reaches."""
@@ -91,20 +102,22 @@ class ParameterCapture:
         whole = self._processes.size > 1 or self._memory.window is not None
         self._rows = self._memory.arena.rows([group for group in self._plan.groups if group.shared or whole])
         rows_of = {rows.group: rows for rows in self._rows}
+        bystanders = self._plan.bystanders
         # The joint loss has the largest graph: last, so that it is freed as it is traversed.
         order = sorted(range(len(self._losses.names)), key=lambda i: self._losses.names[i] == JOINT)
+        keep = self._walk.needed_later()
         for loss in order:
             groups = self._plan.reached_by(loss)
-            wanted = [parameter for group in groups for parameter in group.parameters]
-            found = iter(gradients(self._losses.tensors[loss], wanted, scale, retain=loss != order[-1]))
+            beside = [leaf for leaf, losses in bystanders.items() if loss in losses]
+            wanted = [*(parameter for group in groups for parameter in group.parameters), *beside]
+            found = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
             for group in groups:
-                own = [(parameter, next(found)) for parameter in group.parameters]
+                grads = [next(found) for _ in group.parameters]
                 if group in rows_of:
-                    rows_of[group].write(group.losses.index(loss), [grad for _, grad in own])
-                    continue
-                defined = [(parameter, grad) for parameter, grad in own if grad is not None]
-                if defined:
-                    self._exclusive.append(_Exclusive(loss, [p for p, _ in defined], [g for _, g in defined]))
+                    rows_of[group].write(group.losses.index(loss), grads)
+                else:
+                    self._exclusive += exclusive(loss, group.parameters, grads)
+            self._beside += exclusive(loss, beside, list(found))
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The losses of this batch, as means over the processes that have them and over the micro-batches so far."""
@@ -155,9 +168,18 @@ class ParameterCapture:
         fused = self._fuse(weights)
         if self._memory.window is not None:
             self._memory.window.write((self._plan, self._rows), fused)
-            return
-        for parameters, grads in fused:
-            accumulate(parameters, grads)
+        else:
+            for parameters, grads in fused:
+                accumulate(parameters, grads)
+        self._write_beside(weights, self._processes.size)
+
+    def _write_beside(self, weights: Tensor, processes: int) -> None:
+        """The weighted sum at leaves that are no parameters; no mean over the processes, whose inputs differ."""
+        plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
+        for part in self._beside:
+            weight = plain[self._plan.names.index(self._losses.names[part.loss])] * processes
+            accumulate(part.parameters, scaled(part.grads, weight.to(part.grads[0].device)))
+        self._beside = []
 
     def _fuse(self, weights: Tensor) -> Written:
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
@@ -178,6 +200,12 @@ class ParameterCapture:
             fused.append((part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device))))
         self._exclusive = []
         return fused
+
+
+def exclusive(loss: int, leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[_Exclusive]:
+    """Those that there are."""
+    there = [(leaf, grad) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
+    return [_Exclusive(loss, [leaf for leaf, _ in there], [grad for _, grad in there])] if there else []
 
 
 def _bounds(own: list[Run]) -> list[int]:

@@ -4,7 +4,8 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from balanced_grad.capture._plan import Group, ParameterFilter
+from balanced_grad.capture._params import ParameterFilter
+from balanced_grad.capture._plan import Group
 
 GroupsName = Literal["all", "reach", "tensor"]
 Groups = GroupsName | Mapping[str, nn.Module | Iterable[Tensor]]

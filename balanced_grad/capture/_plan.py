@@ -1,12 +1,12 @@
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
 from balanced_grad.capture._losses import Losses
+from balanced_grad.capture._params import ParameterFilter, unsharded_ids
+from balanced_grad.capture._walk import Walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,36 +24,41 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which loss reaches which parameter: disjoint groups, by the set of losses (``names``) that reach them."""
+    """Which loss reaches which parameter: disjoint groups, by the set of losses (``names``) that reach them.
+
+    Attributes:
+        bystanders: leaves that want a gradient and are no parameters, such as an input or, under activation
+            checkpointing of a frozen embedding, its output; and the losses that reach them. They get the weighted sum
+            of the gradients, and nothing is balanced or compared there.
+    """
 
     names: tuple[str, ...]
     groups: tuple[Group, ...]
+    bystanders: Mapping[Tensor, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, losses: Losses, params: "ParameterFilter") -> "Plan":
+    def of(cls, losses: Losses, params: ParameterFilter) -> "Plan":
         """Walk the graph of every loss; ``params`` restricts what counts as a parameter."""
-        reach: dict[Tensor, list[int]] = {}
-        for index, (name, loss) in enumerate(zip(losses.names, losses.tensors, strict=True)):
-            found, sinks = reached(name, loss, (SINK,))
-            refuse_static_graph(name, sinks)
-            leaves = [leaf for leaf in found if leaf in params]
-            if not leaves:
-                raise ValueError(
-                    f"loss {name!r} reaches none of the parameters given as params=; "
-                    "add its modality's parameters there, or leave this loss out"
-                )
-            for leaf in leaves:
-                reach.setdefault(leaf, []).append(index)
+        return cls.along(Walk.of(losses), params)
+
+    @classmethod
+    def along(cls, walk: Walk, params: ParameterFilter) -> "Plan":
+        """What was met on a walk, where a Gramian method may take gradients; refuses where it may not."""
+        reach, bystanders = params.divide(walk.reach)
+        params.refuse_unreached(walk.names, reach)
+        walk.refuse_hidden()
+        unsharded = unsharded_ids()
         for leaf, indices in reach.items():
-            params.check(leaf, losses.names, indices)
-        return cls.by_reach(losses.names, reach)
+            params.check(leaf, walk.names, indices, unsharded)
+            walk.refuse_hooks(leaf, params.where(leaf, walk.names, indices))
+        return replace(cls.by_reach(walk.names, reach), bystanders=bystanders)
 
     @classmethod
     def by_reach(cls, names: tuple[str, ...], reach: Mapping[Tensor, Iterable[int]]) -> "Plan":
         """Group parameters by the set of losses that reach them."""
         grouped: dict[tuple[tuple[int, ...], torch.dtype, torch.device], list[Tensor]] = {}
         for leaf, indices in reach.items():
-            grouped.setdefault((tuple(sorted(indices)), leaf.dtype, leaf.device), []).append(leaf)
+            grouped.setdefault((tuple(sorted(indices)), grad_dtype(leaf), leaf.device), []).append(leaf)
         in_order = sorted(grouped.items(), key=lambda item: item[0][0])  # that of the user's losses
         return cls(names, tuple(Group(key[0], tuple(leaves)) for key, leaves in in_order))
 
@@ -75,101 +80,7 @@ class Plan:
         return [group for group in self.groups if loss in group.losses]
 
 
-class ParameterFilter:
-    """The leaves that may receive a gradient: those given by the user, or all that the losses reach."""
-
-    def __init__(self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]] | None = None) -> None:
-        self._names: dict[Tensor, str] | None = None
-        self.sharded = False  # whether these are the shards that ``fully_shard`` makes of a model
-        if params is None:
-            return
-        if isinstance(params, Tensor):
-            raise TypeError("params must be an iterable of parameters, got one tensor; write params=[tensor]")
-        self._names = {}
-        for position, entry in enumerate(params):
-            name, tensor = entry if isinstance(entry, tuple) else (f"params[{position}]", entry)
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"{name} is a {type(tensor).__name__}; give model.parameters() or model.named_parameters()"
-                )
-            if not tensor.is_leaf:
-                raise ValueError(f"{name} is not a leaf tensor; give the parameters themselves, not functions of them")
-            self._names[tensor] = name
-            self.sharded = self.sharded or is_dtensor(tensor)
-        if not self._names:
-            raise ValueError("params is empty; give model.parameters(), or leave it out to use all reached parameters")
-
-    @property
-    def given(self) -> list[Tensor] | None:
-        """The user's restriction: trainable parameters, or None for all."""
-        return None if self._names is None else [p for p in self._names if p.requires_grad]
-
-    @property
-    def inputs(self) -> list[Tensor] | None:
-        """The same as autograd's ``inputs`` takes it; all for shards, to which the graph does not lead."""
-        return None if self.sharded else self.given
-
-    def __contains__(self, leaf: Tensor) -> bool:
-        return self._names is None or leaf in self._names
-
-    def label(self, leaf: Tensor) -> str:
-        """The user's name of a parameter, or one made of its address: distinct within a step."""
-        return (self._names or {}).get(leaf, f"{tuple(leaf.shape)}@{id(leaf):x}")
-
-    def check(self, leaf: Tensor, names: tuple[str, ...], losses: list[int]) -> None:
-        """Refuse parameters whose hooks or sharding a captured gradient would silently pass by."""
-        self.refuse_hooks(leaf, names, losses)
-        self.refuse_flat(leaf, names, losses)
-        if is_dtensor(leaf) or _unsharded(leaf):
-            raise RuntimeError(
-                f"{self._where(leaf, names, losses)} is sharded, and the graph leads to its unsharded copy only: give "
-                "the balancer params=model.parameters() after fully_shard(model), with every parameter of the model "
-                "sharded, or use a losses-only balancer such as Uniform or MIMO"
-            )
-
-    def refuse_flat(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
-        """Refuse what FSDP1 makes of parameters."""
-        if getattr(leaf, "_is_flat_param", False):
-            raise RuntimeError(
-                f"{self._where(leaf, names, losses)} is sharded by FullyShardedDataParallel (FSDP1), which cannot "
-                "run several backwards over one graph; shard the model with torch.distributed.fsdp.fully_shard, or use "
-                "a losses-only balancer such as Uniform or MIMO"
-            )
-
-    def refuse_hooks(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
-        """Refuse a parameter with a hook that is called when its gradient has been accumulated."""
-        if getattr(leaf, "_post_accumulate_grad_hooks", None):
-            raise RuntimeError(
-                f"{self._where(leaf, names, losses)} has a post-accumulate-grad hook, which capturing per-loss "
-                "gradients would bypass; remove the hook (optimizer-in-backward, offloading), use level='features', or "
-                "a losses-only balancer"
-            )
-
-    def _where(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> str:
-        what = (self._names or {}).get(leaf, f"a parameter of shape {tuple(leaf.shape)}")
-        return f"{what} (reached by {', '.join(repr(names[loss]) for loss in losses)})"
-
-    def __repr__(self) -> str:
-        return "all reached" if self._names is None else f"{len(self._names)} given"
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether this is a distributed tensor, without importing its module for those who have none."""
-    return type(tensor).__name__ == "DTensor"
-
-
-def _unsharded(leaf: Tensor) -> bool:
-    """Whether this is what ``fully_shard`` puts in the place of a shard during the forward pass.
-
-    It carries no mark, but its memory is freed, or its owner knows it.
-    """
-    states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", None)
-    if not states:
-        return False
-    for state in (state() if callable(state) else state for state in states.values()):
-        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            for known in getattr(group, "fsdp_params", ()):
-                if getattr(known, "_unsharded_param", None) is leaf:
-                    return True
-    return False
+def grad_dtype(leaf: Tensor) -> torch.dtype:
+    """The dtype of a leaf's ``.grad``, which newer releases of torch let a user choose."""
+    chosen: torch.dtype | None = getattr(leaf, "grad_dtype", None)
+    return leaf.dtype if chosen is None else chosen

@@ -1,12 +1,13 @@
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from balanced_grad.capture._losses import JOINT, Losses
-from balanced_grad.capture._parameters import Memory, ParameterCapture
+from balanced_grad.capture._parameters import Memory, ParameterCapture, exclusive
+from balanced_grad.capture._params import ParameterFilter, is_dtensor, unsharded_ids
 from balanced_grad.capture._partition import Partition
-from balanced_grad.capture._plan import Group, ParameterFilter, Plan, is_dtensor
+from balanced_grad.capture._plan import Group, Plan
 from balanced_grad.capture._processes import Processes
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class ShardedCapture(ParameterCapture):
         self._local = {shard: _local(shard.detach()) for shard in self._shards}
         self._whole = {local: shard for shard, local in self._local.items()}
 
-    def _planned(self, losses: Losses, params: ParameterFilter) -> Plan:
-        return Plan(losses.names, ())  # the graph does not lead to shards: what is reached is seen afterwards
+    def _planned(self) -> Plan:
+        self._walk.refuse_hidden()
+        return Plan(self._walk.names, ())  # the graph does not lead to shards: what is reached is seen afterwards
 
     def run(self, scale: Tensor) -> None:
         """One whole backward per loss, each seeded with ``scale``."""
@@ -71,20 +73,26 @@ class ShardedCapture(ParameterCapture):
         self._lay_out()
 
     def _backwards(self, scale: Tensor) -> list[list[Tensor | None]]:
-        """Local shards of every loss's gradients; ``.grad`` stays as it was."""
-        names, before = self._losses.names, [shard.grad for shard in self._shards]
+        """Local shards of every loss's gradients; ``.grad`` of all leaves stays as it was."""
+        names, unsharded = self._losses.names, unsharded_ids()
+        others = [leaf for leaf in self._walk.reach if id(leaf) not in unsharded]
+        leaves: list[Tensor] = [*self._shards, *others]
+        before = [leaf.grad for leaf in leaves]
         grads: dict[int, list[Tensor | None]] = {}
         order = sorted(range(len(names)), key=lambda i: names[i] == JOINT)
+        keep = self._walk.needed_later()
         try:
             for loss in order:
-                for shard in self._shards:
-                    shard.grad = None
-                seed = scale.to(self._losses.tensors[loss].dtype)
-                torch.autograd.backward(self._losses.tensors[loss], seed, retain_graph=loss != order[-1])
+                for leaf in leaves:
+                    leaf.grad = None
+                seed = scale.to(self._losses.tensors[loss].dtype, copy=True)
+                torch.autograd.backward(self._losses.tensors[loss], seed, retain_graph=keep or loss != order[-1])
                 grads[loss] = [None if shard.grad is None else _local(shard.grad) for shard in self._shards]
+                inputs = [leaf for leaf in others if not isinstance(leaf, nn.Parameter)]
+                self._beside += exclusive(loss, inputs, [leaf.grad for leaf in inputs])
         finally:
-            for shard, grad in zip(self._shards, before, strict=True):
-                shard.grad = grad
+            for leaf, grad in zip(leaves, before, strict=True):
+                leaf.grad = grad
         return [grads[loss] for loss in range(len(names))]
 
     def _problems(self, groups: list[Group]) -> tuple[list[list[int | None]], tuple[str, ...]]:
@@ -105,6 +113,7 @@ class ShardedCapture(ParameterCapture):
         for locals_, grads in self._fuse(weights):
             for local, grad in zip(locals_, grads, strict=True):
                 _accumulate(self._whole[local], grad)
+        self._write_beside(weights, processes=1)
 
 
 def _local(grad: Tensor) -> Tensor:

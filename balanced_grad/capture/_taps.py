@@ -38,7 +38,8 @@ def watch(layer: nn.Module) -> None:
     steps, and a walk from a loss finds the calls that led to it.
     """
     if _note not in layer._forward_hooks.values():
-        layer.register_forward_hook(_note)
+        # First of all hooks: a hook of the user's may replace the output.
+        layer.register_forward_hook(_note, prepend=True, with_kwargs=True)
 
 
 def taps(nodes: Iterable["Node"]) -> list[tuple[GradientEdge, Tap]]:
@@ -51,11 +52,12 @@ def _notes(node: "Node") -> dict[Any, Any]:
     return node.metadata  # type: ignore[return-value]  # a dict; torch's stub calls it a method
 
 
-def _note(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def _note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
     if torch.compiler.is_compiling() or output.grad_fn is None:
         return
     node: Node = output.grad_fn
     while type(node).__name__ in _RESHAPES:  # which an in-place activation would take out of the graph
         node = node.next_functions[0][0]  # type: ignore[assignment]
-    _notes(node)[_KEY] = Tap(layer, args[0].detach(), output.detach(), output._version)
+    inputs = args[0] if args else kwargs["input"]
+    _notes(node)[_KEY] = Tap(layer, inputs.detach(), output.detach(), output._version)
     KINDS.add(type(node))

@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Params
-from balanced_grad.capture import Block, BlockCapture, Capture, Layers, Losses, Modules
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import Block, BlockCapture, Capture, Layers, Losses, Modules, Params
 from balanced_grad.evidence import Frame, Reduction, SampleVariance, Variance
 from balanced_grad.evidence._history import History
 from balanced_grad.methods._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit

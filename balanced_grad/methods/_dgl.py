@@ -1,12 +1,12 @@
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import JOINT, Losses, eager, on_backward
-from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
+from balanced_grad.capture import JOINT, Delivery, Losses, Walk, eager, on_backward
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
 from balanced_grad.records import Problem, Step, Weighting
 
@@ -73,19 +73,23 @@ class DGL(Balancer):
         if not torch.is_grad_enabled():
             return value
         given.require_graph()
-        inputs = self._inputs(given)
+        walk = Walk.of(given)
+        walk.refuse_hidden()
+        inputs = self._inputs(walk)
+        delivery = Delivery(walk, dict.fromkeys(leaf for leaves in inputs for leaf in leaves))
         self.last = Step(problem.names, problem.losses, weighting.weights, factors=self.factors)
-        return on_backward(value, lambda scale: _run(given, weighting.weights * scale, inputs))
+        run = partial(_run, walk, delivery, inputs, weighting.weights)
+        return on_backward(value, run, delivery.through)
 
-    def _inputs(self, losses: Losses) -> list[list[Tensor]]:
+    def _inputs(self, walk: Walk) -> list[list[Tensor]]:
         """Per loss, the parameters it trains; no parameter is trained by the joint and another loss."""
         owner: dict[Tensor, str] = {}
         for name in self.modalities.names:
             owner |= dict.fromkeys(trainable(self.modalities, name, "DGL"), name)
-        leaves = {name: _leaves(name, loss) for name, loss in zip(losses.names, losses.tensors, strict=True)}
+        leaves = {name: list(found.leaves) for name, found in zip(walk.names, walk.each, strict=True)}
         joint = {leaf for leaf in leaves.get(JOINT, []) if leaf not in owner}
         inputs: list[list[Tensor]] = []
-        for name in losses.names:
+        for name in walk.names:
             if name == JOINT:
                 inputs.append([leaf for leaf in leaves[name] if leaf in joint])
                 continue
@@ -104,17 +108,12 @@ class DGL(Balancer):
         return f"{self.modalities}, alpha={self.alpha}"
 
 
-def _leaves(name: str, loss: Tensor) -> list[Tensor]:
-    leaves, sinks = reached(name, loss, [SINK])
-    refuse_static_graph(name, sinks)
-    return leaves
-
-
-def _run(losses: Losses, seeds: Tensor, inputs: list[list[Tensor]]) -> None:
+def _run(walk: Walk, delivery: Delivery, inputs: list[list[Tensor]], weights: Tensor, scale: Tensor) -> None:
     """One backward per loss, the joint one last: it frees the largest graph."""
-    order = sorted(range(len(inputs)), key=lambda index: losses.names[index] == JOINT)
+    order = sorted(range(len(inputs)), key=lambda index: walk.names[index] == JOINT)
+    keep = walk.needed_later()
     for index in order:
         if inputs[index]:
-            loss, seed = losses.tensors[index], seeds[index]
-            retain = index != order[-1]
-            torch.autograd.backward([loss], [seed.to(loss.dtype)], inputs=inputs[index], retain_graph=retain)
+            weight, loss = weights[index : index + 1], walk.tensors[index]
+            retain = keep or index != order[-1]
+            delivery(weight, scale, losses=[loss], leaves=inputs[index], retain=retain)

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level, Params
-from balanced_grad.capture import Groups
+from balanced_grad.balancer import Balancer, Level
+from balanced_grad.capture import Groups, Params
 from balanced_grad.records import Problem, Weighting
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level, Params
-from balanced_grad.capture import JOINT
+from balanced_grad.balancer import Balancer, Level
+from balanced_grad.capture import JOINT, Params
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
 from balanced_grad.records import Problem, Weighting
 

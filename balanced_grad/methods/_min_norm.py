@@ -4,8 +4,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level, Params
-from balanced_grad.capture import JOINT, Groups
+from balanced_grad.balancer import Balancer, Level
+from balanced_grad.capture import JOINT, Groups, Params
 from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm

@@ -3,8 +3,8 @@ from typing import Literal, get_args
 
 import torch
 
-from balanced_grad.balancer import Balancer, Params
-from balanced_grad.capture import index
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import Params, index
 from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm

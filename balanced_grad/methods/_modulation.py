@@ -1,13 +1,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import Losses, backward, eager, on_backward
+from balanced_grad.capture import Delivery, Losses, Walk, eager, on_backward
 from balanced_grad.methods._comparison import Scores, Window, across_ranks, aligned
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
 from balanced_grad.records import Problem, Step, Weighting
@@ -91,6 +92,7 @@ class Modulation(Balancer, ABC):
             scores = self._default(problem) if scores is None else scores
             names = self.modalities.names
             own = aligned(names, scores, problem.losses)
+            delivery = Delivery(Walk.of(given), None)
         weights = self._damped(self.weigh(problem), problem).weights
         seen = across_ranks(own, self._processes)
         active = self.stop_after is None or self._steps < self.stop_after
@@ -107,7 +109,7 @@ class Modulation(Balancer, ABC):
             coefficients=dict(zip(names, coefficients.unbind(), strict=True)),
             factors=self.factors,
         )
-        return on_backward(problem.losses.sum(), lambda scale: _run(given, weights, scale, hooks))
+        return on_backward(problem.losses.sum(), partial(_run, delivery, weights, hooks), delivery.through)
 
     def update_scales(self) -> Mapping[str, Tensor]:
         """``k_m`` per modality where updates are the target, from the mean scores of the batches since the last step.
@@ -165,11 +167,11 @@ class Modulation(Balancer, ABC):
         return f"{self.modalities}, target={self.target!r}, stop_after={self.stop_after}"
 
 
-def _run(losses: Losses, weights: Tensor, scale: Tensor, hooks: list[tuple[Tensor, Hook]]) -> None:
+def _run(delivery: Delivery, weights: Tensor, hooks: list[tuple[Tensor, Hook]], scale: Tensor) -> None:
     """One ordinary backward with hooks on the encoders' parameters, which go whatever happens."""
     handles = [parameter.register_hook(hook) for parameter, hook in hooks]  # type: ignore[no-untyped-call]
     try:
-        backward(losses.tensors, weights, scale, None)
+        delivery(weights, scale)
     finally:
         for handle in handles:
             handle.remove()

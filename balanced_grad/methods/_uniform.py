@@ -3,8 +3,8 @@ from collections.abc import Mapping
 
 import torch
 
-from balanced_grad.balancer import Balancer, Level, Params
-from balanced_grad.capture import JOINT
+from balanced_grad.balancer import Balancer, Level
+from balanced_grad.capture import JOINT, Params
 from balanced_grad.records import Problem, Weighting
 
 

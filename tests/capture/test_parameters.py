@@ -116,6 +116,7 @@ class TestCapture:
             for p, grad in zip(model.parameters(), got, strict=True):
                 torch.testing.assert_close(grad, p.grad)
 
+    @pytest.mark.filterwarnings("ignore::balanced_grad.InactiveBalancerWarning")  # meant
     def test_params_restricts_what_receives_a_gradient(self):
         for balancer_of in (bg.MinNorm, lambda params: bg.Uniform(params=params, record_gramian=True)):
             model = LateFusion()
@@ -124,6 +125,7 @@ class TestCapture:
             assert reached == {"encoders"}
 
     @pytest.mark.parametrize("make", [bg.Uniform, bg.MIMO])
+    @pytest.mark.filterwarnings("ignore::balanced_grad.InactiveBalancerWarning")
     def test_params_restricts_losses_only_methods_too(self, make):
         model = LateFusion()
         make(params=model.encoders.parameters())(model.losses(*make_batch())).backward()

@@ -1,0 +1,168 @@
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+Reach = Mapping[Tensor, Sequence[int]]  # per leaf, the losses that reach it
+Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+
+
+class ParameterFilter:
+    """The leaves that may receive a gradient: those given by the user, or all that the losses reach.
+
+    A module is asked for its parameters anew in every step, so that one whose layers are replaced, or whose parameters
+    are, stays right; parameters given one by one are kept as they are.
+    """
+
+    def __init__(self, params: Params | None = None) -> None:
+        self._names: dict[Tensor, str] | None = None
+        self._module = params if isinstance(params, nn.Module) else None
+        self.sharded = False  # whether these are the shards that ``fully_shard`` makes of a model
+        if params is None:
+            return
+        if isinstance(params, Tensor):
+            raise TypeError("params must be an iterable of parameters, got one tensor; write params=[tensor]")
+        self._take(params.named_parameters() if isinstance(params, nn.Module) else params)
+
+    def _take(self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        names: dict[Tensor, str] = {}
+        for position, entry in enumerate(params):
+            name, tensor = entry if isinstance(entry, tuple) else (f"params[{position}]", entry)
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"{name} is a {type(tensor).__name__}; give model.parameters() or model.named_parameters()"
+                )
+            if not tensor.is_leaf:
+                raise ValueError(f"{name} is not a leaf tensor; give the parameters themselves, not functions of them")
+            names[tensor] = name
+        if not names:
+            raise ValueError("params is empty; give model.parameters(), or leave it out to use all reached parameters")
+        self._names = names
+        self.sharded = any(is_dtensor(tensor) for tensor in names)
+
+    def refresh(self) -> None:
+        """Ask a module for its parameters of this step."""
+        if self._module is not None:
+            self._take(self._module.named_parameters())
+
+    @property
+    def given(self) -> list[Tensor] | None:
+        """The user's restriction: trainable parameters, or None for all."""
+        return None if self._names is None else [p for p in self._names if p.requires_grad]
+
+    @property
+    def restricts(self) -> bool:
+        """Whether an ordinary backward is to be restricted to them: not to shards, to which no graph leads."""
+        return self._names is not None and not self.sharded
+
+    def __contains__(self, leaf: Tensor) -> bool:
+        return self._names is None or leaf in self._names
+
+    def divide(self, reach: Reach) -> tuple[dict[Tensor, Sequence[int]], dict[Tensor, Sequence[int]]]:
+        """Of the leaves that losses reach, those to be balanced, and those that just get their gradient.
+
+        The latter are leaves that are no ``nn.Parameter`` where others are. With ``params=`` there are none: what is
+        not named gets no gradient.
+        """
+        if self._names is not None:
+            return {leaf: losses for leaf, losses in reach.items() if leaf in self._names}, {}
+        balanced: dict[Tensor, Sequence[int]] = {
+            leaf: losses for leaf, losses in reach.items() if isinstance(leaf, nn.Parameter)
+        }
+        if not balanced:
+            return dict(reach), {}
+        return balanced, {leaf: losses for leaf, losses in reach.items() if leaf not in balanced}
+
+    def refuse_unreached(self, names: Sequence[str], reach: Reach) -> None:
+        """Refuse ``params=`` among which a loss finds nothing to train."""
+        if self._names is None:
+            return
+        met = {loss for losses in reach.values() for loss in losses}
+        for index, name in enumerate(names):
+            if index not in met:
+                raise ValueError(
+                    f"loss {name!r} reaches none of the parameters given as params=; add its modality's parameters "
+                    "there, or leave this loss out. If the model was changed, loaded or copied after the balancer was "
+                    "made, give params=model instead, which is asked for its parameters in every step"
+                )
+
+    def restrict(self, names: Sequence[str], reach: Reach) -> list[Tensor]:
+        """Those of ``params=`` that the losses reach; refuses if there are none."""
+        balanced, _ = self.divide(reach)
+        if not balanced:
+            self.refuse_unreached(names[:1], {})
+        return list(balanced)
+
+    def left_out(self, reach: Reach, names: Sequence[str]) -> str | None:
+        """What to say of trainable parameters that the losses reach and ``params=`` does not name."""
+        out = [leaf for leaf in reach if isinstance(leaf, nn.Parameter) and leaf not in self]
+        if not out or self.sharded:
+            return None
+        first = out[0]
+        by = ", ".join(repr(names[loss]) for loss in reach[first])
+        return (
+            f"params= leaves out {len(out)} trainable parameters that the losses reach, so they get no gradient; the "
+            f"first has shape {tuple(first.shape)} and is reached by {by}. Attached heads, and layers that were added "
+            "after the balancer was made, belong in params=; or leave it out, or give params=model, which is asked for "
+            "its parameters in every step; requires_grad_(False) says that it is meant"
+        )
+
+    def label(self, leaf: Tensor) -> str:
+        """The user's name of a parameter, or one made of its address: distinct within a step."""
+        return (self._names or {}).get(leaf, f"{tuple(leaf.shape)}@{id(leaf):x}")
+
+    def check(self, leaf: Tensor, names: tuple[str, ...], losses: Sequence[int], unsharded: frozenset[int]) -> None:
+        """Refuse parameters whose hooks or sharding a captured gradient would silently pass by."""
+        self.refuse_hooks(leaf, names, losses)
+        self.refuse_flat(leaf, names, losses)
+        if is_dtensor(leaf) or id(leaf) in unsharded:
+            raise RuntimeError(
+                f"{self.where(leaf, names, losses)} is sharded, and the graph leads to its unsharded copy only: give "
+                "the balancer params=model.parameters() after fully_shard(model), with every parameter of the model "
+                "sharded, or use a losses-only balancer such as Uniform or MIMO"
+            )
+
+    def refuse_flat(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
+        """Refuse what FSDP1 makes of parameters."""
+        if getattr(leaf, "_is_flat_param", False):
+            raise RuntimeError(
+                f"{self.where(leaf, names, losses)} is sharded by FullyShardedDataParallel (FSDP1), which cannot "
+                "run several backwards over one graph; shard the model with torch.distributed.fsdp.fully_shard, or use "
+                "a losses-only balancer such as Uniform or MIMO"
+            )
+
+    def refuse_hooks(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
+        """Refuse a parameter with a hook that is called when its gradient has been accumulated."""
+        if getattr(leaf, "_post_accumulate_grad_hooks", None):
+            raise RuntimeError(
+                f"{self.where(leaf, names, losses)} has a post-accumulate-grad hook, which capturing per-loss "
+                "gradients would bypass; remove the hook (optimizer-in-backward, offloading), use level='features', or "
+                "a losses-only balancer"
+            )
+
+    def where(self, leaf: Tensor, names: Sequence[str], losses: Iterable[int]) -> str:
+        """How a parameter is called in errors."""
+        what = (self._names or {}).get(leaf, f"a parameter of shape {tuple(leaf.shape)}")
+        return f"{what} (reached by {', '.join(repr(names[loss]) for loss in losses)})"
+
+    def __repr__(self) -> str:
+        return "all reached" if self._names is None else f"{len(self._names)} given"
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether this is a distributed tensor, without importing its module for those who have none."""
+    return type(tensor).__name__ == "DTensor"
+
+
+def unsharded_ids() -> frozenset[int]:
+    """What ``fully_shard`` puts in the place of shards during the forward pass, anywhere in this process.
+
+    It carries no mark, but its owner knows it.
+    """
+    states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", None)
+    out: set[int] = set()
+    for state in (state() if callable(state) else state for state in (states or {}).values()):
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for group in groups:
+            out |= {id(getattr(known, "_unsharded_param", None)) for known in getattr(group, "fsdp_params", ())}
+    return frozenset(out - {id(None)})

@@ -1,0 +1,122 @@
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from balanced_grad.capture._gradients import gradients
+from balanced_grad.capture._graph import (
+    Reached,
+    reached,
+    refuse_static_graph,
+    sink_type,
+    static_graph_error,
+    wrapper_in_forward,
+)
+from balanced_grad.capture._hidden import refuse_hidden
+from balanced_grad.capture._hook import needed_later, scalar_type
+from balanced_grad.capture._losses import Losses
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The graphs of all losses of one batch, walked: what a capture knows of them.
+
+    Attributes:
+        names: the losses.
+        tensors: their scalars.
+        each: per loss, what was met from it.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    each: tuple[Reached, ...]
+
+    @classmethod
+    def of(cls, losses: Losses, kinds: Collection[type] = (), stop: Collection["Node"] = ()) -> "Walk":
+        """Walk from every loss, to its leaves or the nodes of ``stop``, and note nodes of the given kinds.
+
+        Raises:
+            RuntimeError: for a loss that is the scalar of another balancer, or comes from a
+                ``DistributedDataParallel`` with ``static_graph``.
+        """
+        if getattr(wrapper_in_forward(), "static_graph", False):
+            raise static_graph_error("the balancer is called in the forward of")
+        special = {kind for kind in (sink_type(), scalar_type()) if kind is not None}
+        walk = cls(losses.names, losses.tensors, tuple(reached(t, {*special, *kinds}, stop) for t in losses.tensors))
+        for name, found in zip(walk.names, walk.each, strict=True):
+            refuse_static_graph(name, found.noted)
+            if any(type(node) is scalar_type() for node in found.noted):
+                raise RuntimeError(
+                    f"loss {name!r} is made of the scalar of another balancer, whose backward() writes gradients by "
+                    "itself, so it cannot be weighed; give one balancer all losses, or add the two scalars"
+                )
+        return walk
+
+    @cached_property
+    def whole(self) -> Reached:
+        """What was met from any of the losses."""
+        out = Reached()
+        for found in self.each:
+            out.update(found)
+        return out
+
+    @cached_property
+    def reach(self) -> dict[Tensor, list[int]]:
+        """Per leaf the losses that send it a gradient; those that were frozen since the forward pass get none."""
+        out: dict[Tensor, list[int]] = {}
+        for index, found in enumerate(self.each):
+            for leaf in found.leaves:
+                if leaf.requires_grad:
+                    out.setdefault(leaf, []).append(index)
+        return out
+
+    def gradients(
+        self, loss: int, leaves: Sequence[Tensor], scale: Tensor, *, retain: bool, beside: Sequence[GradientEdge] = ()
+    ) -> list[Tensor | None]:
+        """``scale * d loss / d leaf``, None where the loss does not reach, then those at the edges ``beside``."""
+        edges = self.each[loss].edges(leaves)
+        wanted = [edge for nodes, leaf in zip(edges, leaves, strict=True) if leaf.requires_grad for edge in nodes]
+        found = iter(gradients(self.tensors[loss], [*wanted, *beside], scale, retain=retain, name=self.names[loss]))
+        out: list[Tensor | None] = []
+        for nodes, leaf in zip(edges, leaves, strict=True):
+            parts = [next(found) for _ in nodes] if leaf.requires_grad else []
+            there = [part for part in parts if part is not None]
+            out.append(None if not there else there[0] if len(there) == 1 else torch.stack(there).sum(0))
+        return [*out, *found]
+
+    def needed_later(self) -> bool:
+        """Whether the backward that is under way will come through these graphs after this; asked inside of it."""
+        return needed_later(self.whole.nodes)
+
+    def refuse_hidden(self) -> None:
+        """Refuse custom Functions that train parameters by themselves."""
+        for name, found in zip(self.names, self.each, strict=True):
+            refuse_hidden(name, found.custom, self.whole.leaves)
+
+    def refuse_hooks(self, leaf: Tensor, what: str) -> None:
+        """Refuse a leaf whose accumulator has hooks, by which a reducer learns that its gradient is there."""
+        for node in self.whole.leaves.get(leaf, ()):
+            if _hooked(node):
+                raise RuntimeError(
+                    f"{what} has a hook on the node that accumulates its gradient, as older sharded or reduced data "
+                    "parallel wrappers put there, which capturing per-loss gradients would bypass; use "
+                    "DistributedDataParallel, or a losses-only balancer such as Uniform or MIMO"
+                )
+
+
+def _hooked(node: "Node") -> bool:
+    """Torch does not say, but the dictionary in which a hook is put tells of the others."""
+    for register in (node.register_hook, node.register_prehook):
+        handle = register(lambda *_: None)
+        others = len(handle.hooks_dict_ref() or ()) - 1
+        handle.remove()
+        if others > 0:
+            return True
+    return False
