@@ -14,6 +14,11 @@ _CURES = {  # what torch says -> what to do
         "is called in a per-loss backward, which torch does not support; take it off, or use a losses-only balancer"
     ),
 }
+_NOTE = (
+    "This was the backward of {} by itself: a balancer that takes per-loss gradients traverses the graph once per loss. "
+    "Tools and kernels that expect a single backward do not survive that: use a losses-only balancer such as MIMO, or "
+    "level='features', or ask balanced-grad check --verify which operator it is."
+)
 
 
 def gradients(
@@ -28,23 +33,12 @@ def gradients(
     seed = scale.to(loss.dtype, copy=True)
     try:
         return list(torch.autograd.grad(loss, wanted, seed, retain_graph=retain, allow_unused=True))  # type: ignore[arg-type]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        raise _explained(error, name) from error
-
-
-def _explained(error: Exception, name: str | None) -> RuntimeError:
-    said = str(error)
-    for part, cure in _CURES.items():
-        if part in said:
-            return RuntimeError(cure)
-    which = "a loss" if name is None else f"loss {name!r}"
-    return RuntimeError(
-        f"the per-loss backward of {which} failed: {type(error).__name__}: {said}. The graph is traversed once per "
-        "loss, which tools and kernels that expect a single backward do not survive; use a losses-only balancer such "
-        "as MIMO, or level='features', or ask balanced-grad check --verify which operator it is"
-    )
+        for part, cure in _CURES.items():
+            if part in str(error):
+                raise RuntimeError(cure) from error
+        error.add_note(_NOTE.format("a loss" if name is None else f"loss {name!r}"))
+        raise
 
 
 def backward(

@@ -67,8 +67,9 @@ class ParameterCapture:
 
     @property
     def left_out(self) -> str | None:
-        """What to say of parameters that ``params=`` does not name."""
-        return self._params.left_out(self._walk.reach, self._walk.names)
+        """What to say of parameters that ``params=`` or ``groups=`` does not name."""
+        reach = self._walk.reach
+        return self._params.left_out(reach, self._walk.names) or self._partition.unmet(reach)
 
     def run(self, scale: Tensor) -> None:
         """One backward per loss, each seeded with ``scale`` and asked only for what that loss reaches."""

@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,7 +29,7 @@ class Partition:
 
     def __init__(self, groups: Groups = "all") -> None:
         self.groups = groups if isinstance(groups, str) else None
-        self._named: dict[Tensor, str] = {}
+        self._members: dict[str, nn.Module | list[Tensor]] = {}
         if isinstance(groups, str):
             if groups not in get_args(GroupsName):
                 choices = get_args(GroupsName)
@@ -39,17 +39,33 @@ class Partition:
             raise TypeError(
                 f"groups={groups!r}: give one of {get_args(GroupsName)}, or a mapping of name -> parameters"
             )
-        for name, members in groups.items():
-            parameters = list(members.parameters() if isinstance(members, nn.Module) else members)
+        self._members = {name: m if isinstance(m, nn.Module) else list(m) for name, m in groups.items()}
+        self._named()
+
+    def _named(self) -> dict[Tensor, str]:
+        """Which group a parameter is in: modules are asked anew, since their parameters may have been replaced."""
+        named: dict[Tensor, str] = {}
+        for name, members in self._members.items():
+            parameters = list(members.parameters()) if isinstance(members, nn.Module) else members
             if not parameters:
                 raise ValueError(f"groups[{name!r}] has no parameter")
             for parameter in parameters:
-                if parameter in self._named:
+                if parameter in named:
                     raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} is in groups {self._named[parameter]!r} and "
+                        f"a parameter of shape {tuple(parameter.shape)} is in groups {named[parameter]!r} and "
                         f"{name!r}; a parameter has one gradient, so it can be in one group only"
                     )
-                self._named[parameter] = name
+                named[parameter] = name
+        return named
+
+    def unmet(self, reach: Collection[Tensor]) -> str | None:
+        """What to say where the losses reach no parameter of any group."""
+        if not self._members or any(parameter in reach for parameter in self._named()):
+            return None
+        return (
+            f"the losses reach no parameter of groups={self}, so nothing is balanced and this step is the plain sum; "
+            "name modules of the very model that is trained, not of a copy, rather than a list of their parameters"
+        )
 
     @property
     def single(self) -> bool:
@@ -61,24 +77,32 @@ class Partition:
     ) -> tuple[list[list[int | None]], tuple[str, ...]]:
         """Per group, the number of every parameter's problem; and the problems' labels."""
         numbers: dict[str, int] = {}
+        named = self._named()
 
         def number(label: str | None) -> int | None:
             return None if label is None else numbers.setdefault(label, len(numbers))
 
-        problems = [[number(self._label(group, p, names, params)) for p in group.parameters] for group in groups]
+        problems = [[number(self._label(group, p, names, params, named)) for p in group.parameters] for group in groups]
         return problems, tuple(numbers)
 
-    def _label(self, group: Group, parameter: Tensor, names: tuple[str, ...], params: ParameterFilter) -> str | None:
+    def _label(
+        self,
+        group: Group,
+        parameter: Tensor,
+        names: tuple[str, ...],
+        params: ParameterFilter,
+        named: Mapping[Tensor, str],
+    ) -> str | None:
         if self.groups == "all":
             return "all"
         if self.groups == "reach":
             return "+".join(names[loss] for loss in group.losses)
         if self.groups == "tensor":
             return params.label(parameter)
-        return self._named.get(parameter)
+        return named.get(parameter)
 
     def __repr__(self) -> str:
-        return repr(self.groups or sorted(set(self._named.values())))
+        return repr(self.groups or sorted(self._members))
 
 
 def runs(problems: list[int | None], bounds: list[int]) -> list[Run]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._plan import Group
+from balanced_grad.capture._plan import Group, grad_dtype
 
 _ALIGN = 16  # bytes: where every parameter of a row starts, for vectorised loads
 
@@ -21,7 +21,7 @@ class Rows:
         self.group = group
         self._layout, size = _layout(group.parameters)
         first = group.parameters[0]
-        self.flat = torch.zeros(len(group.losses), size, dtype=first.dtype.to_real(), device=first.device)
+        self.flat = torch.zeros(len(group.losses), size, dtype=grad_dtype(first).to_real(), device=first.device)
         self._views = [self.views(row) for row in self.flat]
         self.defined = [False] * len(group.parameters)
         self._output: tuple[Tensor, int | None] | None = None
@@ -29,7 +29,7 @@ class Rows:
     @staticmethod
     def row_bytes(group: Group) -> int:
         """Bytes of one row, without making any."""
-        return _layout(group.parameters)[1] * group.parameters[0].dtype.to_real().itemsize
+        return _layout(group.parameters)[1] * grad_dtype(group.parameters[0]).to_real().itemsize
 
     def views(self, row: Tensor) -> list[Tensor]:
         """One view per parameter into a flat ``(D,)`` row."""
@@ -110,7 +110,7 @@ class Arena:
         current = []
         for group in groups:
             shapes = tuple((p.shape, p.stride()) for p in group.parameters)
-            kind = (len(group.losses), group.parameters[0].dtype, group.parameters[0].device, shapes)
+            kind = (len(group.losses), grad_dtype(group.parameters[0]), group.parameters[0].device, shapes)
             key = (*kind, twins[kind])
             twins[kind] += 1
             rows = self._kept.pop(key, None) or Rows(group)
@@ -142,7 +142,8 @@ def _layout(parameters: Sequence[Tensor]) -> tuple[list[tuple[torch.Size, tuple[
     """Shape, strides and offset of every parameter in a row, and the row's length in real numbers."""
     layout, offset = [], 0
     for parameter in parameters:
-        dense = torch.empty_like(parameter, device="meta")  # keeps the strides where they are dense
+        # Keeps the strides where they are dense.
+        dense = torch.empty_like(parameter, device="meta", dtype=grad_dtype(parameter))
         layout.append((dense.shape, dense.stride(), offset))
         unit = max(1, _ALIGN // dense.itemsize)
         offset += -(-dense.numel() // unit) * unit

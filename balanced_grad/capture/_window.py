@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -36,13 +36,30 @@ class Window:
     def open(self) -> None:
         """Close if ``.grad`` was dropped behind our back: set to None, or to zero.
 
-        Looks at values only where something else has changed them, as another backward does, too.
+        Where only some of them were set to None, those parameters alone begin anew. Looks at values only where
+        something else has changed them, as another backward does, too.
         """
-        grads = [p.grad for parameters, _ in self._written for p in parameters]
-        dropped = any(grad is None for grad in grads)
-        changed = not dropped and bool(grads) and _version(grads[0]) != self._version
-        if dropped or (changed and not any(bool(grad.any()) for grad in grads if grad is not None)):
+        written = [p for parameters, _ in self._written for p in parameters]
+        dropped = {p for p in written if p.grad is None}
+        if dropped and len(dropped) < len(written):
+            self._forget(dropped)
+            return
+        first = written[0].grad if written else None
+        changed = first is not None and first._version != self._version
+        if dropped or (changed and not any(bool(p.grad.any()) for p in written if p.grad is not None)):
             self.close()
+
+    def _forget(self, dropped: Collection[Tensor]) -> None:
+        """Take what these parameters have received out of the window."""
+        assert self._rows is not None
+        for rows in self._rows[1]:
+            for _, parameter, position, view in rows.places():
+                if parameter in dropped:
+                    view.zero_()
+                    rows.defined[position] = False
+        left = [[(p, grad) for p, grad in zip(*part, strict=True) if p not in dropped] for part in self._written]
+        self._written = [([p for p, _ in part], [grad for _, grad in part]) for part in left]
+        self._version = next((_version(p.grad) for part in left for p, _ in part), 0)
 
     @property
     def batches(self) -> int:

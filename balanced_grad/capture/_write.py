@@ -31,4 +31,4 @@ def scaled(grads: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
 def _with_layout_of(parameter: Tensor, grad: Tensor) -> Tensor:
     if grad.is_sparse or grad.stride() == parameter.stride():
         return grad
-    return torch.empty_like(parameter).copy_(grad)
+    return torch.empty_like(parameter, dtype=grad.dtype).copy_(grad)
