@@ -15,7 +15,7 @@ _CURES = {  # what torch says -> what to do
     ),
 }
 _NOTE = (
-    "This was the backward of {} by itself: a balancer that takes per-loss gradients traverses the graph once per loss. "
+    "This was the backward of {} by itself: a balancer that takes per-loss gradients traverses a graph once per loss. "
     "Tools and kernels that expect a single backward do not survive that: use a losses-only balancer such as MIMO, or "
     "level='features', or ask balanced-grad check --verify which operator it is."
 )
