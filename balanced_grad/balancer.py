@@ -221,7 +221,7 @@ class Balancer(nn.Module, ABC):
         """For weights from losses only: the one backward, where ``params=`` restricts it."""
         if not self._params.restricts:
             return None
-        walk = Walk.of(losses)
+        walk = Walk.of(losses, once=True)
         leaves = self._params.restrict(walk.names, walk.reach)
         left_out = self._params.left_out(walk.reach, walk.names)
         if left_out is not None:

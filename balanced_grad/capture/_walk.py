@@ -39,19 +39,28 @@ class Walk:
     each: tuple[Reached, ...]
 
     @classmethod
-    def of(cls, losses: Losses, kinds: Collection[type] = (), stop: Collection["Node"] = ()) -> "Walk":
+    def of(
+        cls, losses: Losses, kinds: Collection[type] = (), stop: Collection["Node"] = (), *, once: bool = False
+    ) -> "Walk":
         """Walk from every loss, to its leaves or the nodes of ``stop``, and note nodes of the given kinds.
 
+        Args:
+            losses: where to start.
+            kinds: types of nodes.
+            stop: nodes that are not passed.
+            once: whether there will be a single backward, of all losses together.
+
         Raises:
-            RuntimeError: for a loss that is the scalar of another balancer, or comes from a
-                ``DistributedDataParallel`` with ``static_graph``.
+            RuntimeError: for a loss that is the scalar of another balancer, or for more than one backward, comes from
+                a ``DistributedDataParallel`` with ``static_graph``.
         """
-        if getattr(wrapper_in_forward(), "static_graph", False):
+        if not once and getattr(wrapper_in_forward(), "static_graph", False):
             raise static_graph_error("the balancer is called in the forward of")
         special = {kind for kind in (sink_type(), scalar_type()) if kind is not None}
         walk = cls(losses.names, losses.tensors, tuple(reached(t, {*special, *kinds}, stop) for t in losses.tensors))
         for name, found in zip(walk.names, walk.each, strict=True):
-            refuse_static_graph(name, found.noted)
+            if not once:
+                refuse_static_graph(name, found.noted)
             if any(type(node) is scalar_type() for node in found.noted):
                 raise RuntimeError(
                     f"loss {name!r} is made of the scalar of another balancer, whose backward() writes gradients by "

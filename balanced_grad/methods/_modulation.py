@@ -92,7 +92,7 @@ class Modulation(Balancer, ABC):
             scores = self._default(problem) if scores is None else scores
             names = self.modalities.names
             own = aligned(names, scores, problem.losses)
-            delivery = Delivery(Walk.of(given), None)
+            delivery = Delivery(Walk.of(given, once=True), None)
         weights = self._damped(self.weigh(problem), problem).weights
         seen = across_ranks(own, self._processes)
         active = self.stop_after is None or self._steps < self.stop_after
