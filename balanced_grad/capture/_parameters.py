@@ -172,6 +172,8 @@ class ParameterCapture:
         else:
             for parameters, grads in fused:
                 accumulate(parameters, grads)
+            for rows in self._rows:
+                rows.release()
         self._write_beside(weights, self._processes.size)
 
     def _write_beside(self, weights: Tensor, processes: int) -> None:

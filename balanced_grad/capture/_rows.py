@@ -64,6 +64,10 @@ class Rows:
         """Forget which parameters have a gradient; the numbers are overwritten by the next capture."""
         self.defined = [False] * len(self.group.parameters)
 
+    def release(self) -> None:
+        """Let go of the parameters: a model that is deleted between two steps must not live on here."""
+        self.group = Group(self.group.losses, ())
+
     def write(self, row: int, grads: Sequence[Tensor | None]) -> None:
         """Copy one loss's gradients in: what autograd returns may be aliased or zero-stride."""
         views = self._views[row]
