@@ -8,6 +8,7 @@ from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Losses, eager, on_backward
 from balanced_grad.capture._graph import SINK, reached, refuse_static_graph
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
 
 
@@ -64,11 +65,9 @@ class DGL(Balancer):
     @eager
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
-        if features is not None:
-            raise ValueError("DGL uses no features; write balancer(losses)")
-        given = Losses.check(losses)
+        given = self._admit(losses, features)
         problem = Problem(given.names, given.values())
-        weighting = self._damped(self.weigh(problem), problem)
+        weighting = self.choose(problem)
         value = weighting.objective(problem)
         if not torch.is_grad_enabled():
             return value
@@ -76,6 +75,9 @@ class DGL(Balancer):
         inputs = self._inputs(given)
         self.last = Step(problem.names, problem.losses, weighting.weights, factors=self.factors)
         return on_backward(value, lambda scale: _run(given, weighting.weights * scale, inputs))
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        refuse_unknown(names, self.modalities.names, "encoder", "modalities")
 
     def _inputs(self, losses: Losses) -> list[list[Tensor]]:
         """Per loss, the parameters it trains; no parameter is trained by the joint and another loss."""
@@ -90,8 +92,6 @@ class DGL(Balancer):
                 inputs.append([leaf for leaf in leaves[name] if leaf in joint])
                 continue
             inputs.append([leaf for leaf in leaves[name] if owner.get(leaf, name) == name and leaf not in joint])
-            if name not in self.modalities.names:
-                raise ValueError(f"loss {name!r} has no encoder; the modalities are {list(self.modalities.names)}")
             if not any(leaf in owner for leaf in inputs[-1]):
                 raise ValueError(
                     f"loss {name!r} reaches no parameter of modalities[{name!r}], so its encoder would learn "
