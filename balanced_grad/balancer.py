@@ -155,8 +155,10 @@ class Balancer(nn.Module, ABC):
                 that is not 0-dimensional, or a look at ``problem.gramian`` without ``needs_gramian = True``.
         """
         who = f"{type(self).__name__}.weigh()"
+        training = problem.gramian is not None and not torch.is_grad_enabled()  # called by backward(), in a step
         try:
-            chosen = self.weigh(problem)
+            with torch.enable_grad() if training else nullcontext():
+                chosen = self.weigh(problem)
         except (AttributeError, TypeError, ValueError, AssertionError) as error:
             if problem.gramian is None and not self.needs_gramian and reads_gramian(error.__traceback__):
                 raise TypeError(

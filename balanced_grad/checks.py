@@ -9,9 +9,10 @@ from torch import Tensor
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Weighting
 
-_CURE = (
-    "they are constants of the step, so what they are computed from gets no gradient through them. Return them "
-    "detached, and train a learnt parameter by a term of its own beside the scalar (see 'Write your own' in the docs)"
+_CONSTANTS = (
+    "that requires a gradient, but weights and coefficients are constants of the step: the parameters it was computed "
+    "from get no gradient through it and learn nothing. Return it detached, and train a learnt parameter by a term of "
+    "its own, added to the scalar: see 'Write your own' in the docs"
 )
 
 
@@ -44,7 +45,7 @@ def vector(
             "make it there, for example with problem.losses.new_tensor(...) or torch.ones_like(...)"
         )
     if value.requires_grad and notices is not None:
-        notices.say(("learnt", who), f"{who} returned numbers that require a gradient, but {_CURE}")
+        notices.say(("learnt", who), f"{who} returned a tensor {_CONSTANTS}")
     return value.detach().to(like.dtype)
 
 

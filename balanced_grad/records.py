@@ -115,7 +115,7 @@ class Weighting(NamedTuple):
 
     def objective(self, problem: Problem) -> Tensor:
         """Value of what the method minimises."""
-        return torch.dot(self.weights, problem.losses) if self.value is None else self.value
+        return torch.dot(self.weights, problem.losses.to(self.weights)) if self.value is None else self.value
 
 
 class Trust(NamedTuple):

@@ -55,7 +55,7 @@ def _conflict(gramian: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cosine, and the share of pairs in conflict."""
     norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
     products = norms.unsqueeze(-1) * norms.unsqueeze(-2)
-    pairs = torch.ones_like(gramian, dtype=torch.bool).triu(1) & (products > 0)
+    pairs = torch.ones_like(gramian, dtype=torch.bool).triu(1) & (products != 0)  # NaN counts: it was applied
     count = pairs.sum().clamp_min(1)
     cosine = torch.where(pairs, gramian / products, 0).sum() / count
     return cosine, (pairs & (gramian < 0)).sum() / count
