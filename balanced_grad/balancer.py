@@ -32,6 +32,8 @@ from balanced_grad.capture import (
     select,
     weighted,
 )
+from balanced_grad.checks import reads_gramian, refuse, weighting
+from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
 
@@ -85,6 +87,8 @@ class Balancer(nn.Module, ABC):
     needs_gramian: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False  # overrides what backward() does: see BOGC
 
+    _call: ClassVar[str] = "write balancer(losses)"  # where that is all there is to give
+
     def __init__(
         self,
         *,
@@ -101,6 +105,15 @@ class Balancer(nn.Module, ABC):
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
         if level not in get_args(Level):
             raise ValueError(f"level={level!r}: choose one of {get_args(Level)}")
+        if not (self.needs_gramian or record_gramian):
+            refuse(
+                type(self).__name__,
+                "it takes no per-loss gradients; leave it out, or add record_gramian=True (in a method of your own "
+                "that uses problem.gramian, needs_gramian = True)",
+                level=None if level == "parameters" else level,
+                groups=None if self._partition.single else groups,
+                include_exclusive=include_exclusive,
+            )
         self.level = level
         self.include_exclusive = include_exclusive
         self.record_gramian = record_gramian
@@ -137,6 +150,29 @@ class Balancer(nn.Module, ABC):
     def weigh(self, problem: Problem) -> Weighting:
         """Choose the weights of this step's losses."""
 
+    def choose(self, problem: Problem) -> Weighting:
+        """What ``weigh`` decides, checked and without a graph, with the weight of each loss times its factor.
+
+        Raises:
+            TypeError, ValueError: for what is no ``Weighting``, weights of another number, shape or device, a value
+                that is not 0-dimensional, or a look at ``problem.gramian`` without ``needs_gramian = True``.
+        """
+        who = f"{type(self).__name__}.weigh()"
+        training = problem.gramian is not None and not torch.is_grad_enabled()  # called by backward(), in a step
+        try:
+            with torch.enable_grad() if training else nullcontext():
+                chosen = self.weigh(problem)
+        except (AttributeError, TypeError, ValueError, AssertionError) as error:
+            if problem.gramian is None and not self.needs_gramian and reads_gramian(error.__traceback__):
+                raise TypeError(
+                    f"{who} failed and looks at problem.gramian, which is None: a method that needs it says "
+                    "needs_gramian = True in its class"
+                ) from error
+            raise
+        chosen = weighting(chosen, problem, who, self._notices)
+        factors = self._factors_of(problem)
+        return chosen if factors is None else Weighting(chosen.weights * factors.to(chosen.weights.dtype))
+
     def update_scales(self) -> Mapping[str, Tensor]:
         """Per modality, the factor on its encoder's update that a ``BalancedOptimizer`` applies; empty: none."""
         return {}
@@ -171,7 +207,7 @@ class Balancer(nn.Module, ABC):
         captures = self.needs_gramian or self.needs_rows or self.record_gramian
         exchanges = learning and self._processes.size > 1 and (captures or self.needs_losses)
         with self._processes.together() if exchanges else nullcontext():
-            given = Losses.check(losses)
+            given = self._admit(losses, features)
             # What refuses, before any state moves.
             self._params.refresh()
             capture = self._capture(given, features) if learning else None
@@ -185,7 +221,7 @@ class Balancer(nn.Module, ABC):
             chosen, value = None, problem.losses.sum()
         else:
             problem = Problem(*self._processes.of_all(problem.names, problem.losses)) if exchanges else problem
-            chosen = self._damped(self.weigh(problem), problem)
+            chosen = self.choose(problem)
             value = chosen.objective(problem)
         if not learning:
             return value
@@ -199,16 +235,26 @@ class Balancer(nn.Module, ABC):
             return on_backward(value, partial(restricted, weights), restricted.through)
         return weighted(value, weights, given)
 
+    def _admit(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None) -> Losses:
+        """The losses of this batch, checked; what is legal there and yet looks like a mistake is said once."""
+        present = Losses.check(losses)
+        if self.level != "features":
+            captures = self.needs_gramian or self.record_gramian
+            cure = f"write {type(self).__name__}(level='features'), or leave them out" if captures else self._call
+            where = "level='parameters'" if captures else "it"
+            refuse(type(self).__name__, f"{where} uses no features; {cure}", features=features)
+        self._check_names(present.names)
+        mention_suspicious(losses, self._notices)
+        return present
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        """Refuse losses that a method could not place: none, where the graph tells what belongs to what."""
+
     def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture | None:
         losses.require_graph()
         if not (self.needs_gramian or self.record_gramian):
             return None
         if self.level == "parameters":
-            if features is not None:
-                raise ValueError(
-                    "features were given but level='parameters' does not use them; "
-                    f"write {type(self).__name__}(level='features'), or leave them out"
-                )
             kind = ShardedCapture if self._params.sharded else ParameterCapture
             return kind(losses, self._params, self._partition, self._memory, self._processes)
         if features is None:
@@ -244,18 +290,14 @@ class Balancer(nn.Module, ABC):
             # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.
             unit = torch.where(scale == 0, torch.ones_like(scale), scale).double() * capture.batches
             gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
+            reach = capture.reach()
             if weights is None:
-                problem = replace(problem, gramian=gramian, reach=capture.reach())
-                weights = self._damped(self.weigh(problem), problem).weights
+                problem = replace(problem, gramian=gramian, reach=reach)
+                weights = self.choose(problem).weights
             passed = capture.write(weights)
         labels = () if self._partition.single else capture.problems
-        self.last = Step(problem.names, problem.losses, weights, gramian, labels, factors=self.factors)
+        self.last = Step(problem.names, problem.losses, weights, gramian, labels, reach, factors=self.factors)
         return passed
-
-    def _damped(self, chosen: Weighting, problem: Problem) -> Weighting:
-        """What the method chose, with the weight of each loss times its factor."""
-        factors = self._factors_of(problem)
-        return chosen if factors is None else Weighting(chosen.weights * factors.to(chosen.weights.dtype))
 
     def _factors_of(self, problem: Problem) -> Tensor | None:
         """``(K,)`` factors of these losses; None where there are none."""
@@ -263,6 +305,17 @@ class Balancer(nn.Module, ABC):
             return None
         one = problem.losses.new_ones(())
         return torch.stack([self._factors.get(name, one).to(one) for name in problem.names])
+
+    def _replicate_for_data_parallel(self) -> "Balancer":
+        raise RuntimeError(
+            f"{type(self).__name__} is inside a model under nn.DataParallel, whose replicas are thrown away with the "
+            "state that a balancer keeps in them; use DistributedDataParallel, or return the losses from the model and "
+            "call the balancer outside of it"
+        )
+
+    def extra_repr(self) -> str:
+        """Settings; those of a subclass are its own to add."""
+        return self._base_repr().removeprefix(", ")
 
     def _base_repr(self) -> str:
         """The settings of this class that differ from their defaults, to append to a method's own."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,10 @@ class Step:
         gramian: ``(K, K)`` float64 inner products of the per-loss gradients, loss scale divided out, over the
             parameters where losses meet; None where nothing was captured.
         problems: one label per problem where the parameters were partitioned (``groups=``): ``weights`` is then
-            ``(S, K)`` and ``gramian`` ``(S, K, K)``. Empty for a single problem.
+            ``(S, K)`` and ``gramian`` ``(S, K, K)``. Empty for a single problem. Without names in ``params=``, a
+            tensor's label is its shape and a number, by first meeting: ``(8, 5)#1``.
+        reach: per problem, the indices of the losses that meet there. In a row of ``weights (S, K)`` only theirs are
+            applied; where no problem is, every loss has its plain gradient. Empty where nothing was captured.
         scores: modality -> score ``()``, for a method that modulates encoders; empty for others.
         coefficients: modality -> factor ``()`` on its encoder's gradient or update, beside the scores.
         trust: of a method that weighs evidence, what it believed; None for others.
@@ -31,6 +35,7 @@ class Step:
     weights: Tensor | None = None
     gramian: Tensor | None = None
     problems: tuple[str, ...] = ()
+    reach: tuple[tuple[int, ...], ...] = ()
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     coefficients: Mapping[str, Tensor] = field(default_factory=dict)
     trust: "Trust | None" = None
@@ -39,7 +44,8 @@ class Step:
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Losses, weights, scores, coefficients and factors by name as floats, for logging; waits for the device.
 
-        Of several problems, the weights under ``"weights"`` are the means, beside one ``"weights/<label>"`` each.
+        Of several problems, those under ``"weights"`` are ``mean_weights()``, beside one ``"weights/<label>"`` each
+        with the losses that meet there.
         """
         out = {"losses": dict(zip(self.names, self.losses.tolist(), strict=True))}
         by_name = {"scores": self.scores, "coefficients": self.coefficients, "factors": self.factors}
@@ -48,15 +54,38 @@ class Step:
                 out[kind] = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
         if self.weights is None:
             return out
-        by_problem = self.weights.reshape(-1, len(self.names))
-        out["weights"] = dict(zip(self.names, by_problem.mean(0).tolist(), strict=True))
-        for label, weights in zip(self.problems, by_problem.tolist(), strict=False):
-            out[f"weights/{label}"] = dict(zip(self.names, weights, strict=True))
+        mean = self.mean_weights()
+        assert mean is not None
+        out["weights"] = dict(zip(self.names, mean.tolist(), strict=True))
+        if self.weights.dim() > 1:
+            every = tuple(range(len(self.names)))
+            reach = self.reach or (every,) * len(self.problems)
+            for label, losses, weights in zip(self.problems, reach, self.weights.tolist(), strict=True):
+                out[f"weights/{label}"] = {self.names[loss]: weights[loss] for loss in losses}
         if self.trust is not None:
             out["belief"] = dict(zip(self.names, self.trust.belief.tolist(), strict=True))
             out["leading"] = dict(zip(self.names, self.trust.leading.tolist(), strict=True))
             out["belief"]["uncertainty"] = float(self.trust.uncertainty)
         return out
+
+    def mean_weights(self) -> Tensor | None:
+        """``(K,)`` weight of each loss: the mean over the problems in which it meets others; waits for no device.
+
+        1, that of its plain gradient, for a loss that is in none of several problems. None before there are weights.
+        """
+        if self.weights is None or self.weights.dim() == 1:
+            return self.weights
+        if not self.reach:
+            return self.weights.mean(0) if len(self.weights) else self.weights.new_ones(len(self.names))
+        there = _membership(self.reach, len(self.names), self.weights.device)
+        count = there.sum(0)
+        return torch.where(count > 0, torch.where(there, self.weights, 0).sum(0) / count, 1)
+
+
+@lru_cache(maxsize=256)
+def _membership(reach: tuple[tuple[int, ...], ...], count: int, device: torch.device) -> Tensor:
+    """``(S, K)`` bool, which loss is in which problem: made once, since a copy to a GPU waits for it."""
+    return torch.tensor([[loss in losses for loss in range(count)] for losses in reach], device=device)
 
 
 @dataclass(frozen=True)
@@ -86,7 +115,7 @@ class Weighting(NamedTuple):
 
     def objective(self, problem: Problem) -> Tensor:
         """Value of what the method minimises."""
-        return torch.dot(self.weights, problem.losses) if self.value is None else self.value
+        return torch.dot(self.weights, problem.losses.to(self.weights)) if self.value is None else self.value
 
 
 class Trust(NamedTuple):

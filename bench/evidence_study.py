@@ -99,7 +99,7 @@ def run(data, method, seed, steps):
             trainer.step(data.train[rows])
             if trainer.balancer is not None:
                 last = trainer.balancer.last
-                records.append(torch.stack([last.weights.reshape(-1, len(last.names)).mean(0).float(), last.losses]))
+                records.append(torch.stack([last.mean_weights().float(), last.losses]))
         if records:
             mean = torch.stack(records).mean(0)
             weights.append(dict(zip(last.names, mean[0].tolist(), strict=True)))

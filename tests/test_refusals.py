@@ -69,7 +69,7 @@ class TestRefusals:
             model, fired = LateFusion(), []
             model.trunk.weight.register_post_accumulate_grad_hook(fired.append)
             losses = model.losses(*make_batch())
-            balancer(losses, features=model.features).backward()
+            balancer(losses, features=model.features if balancer.level == "features" else None).backward()
             assert fired == [model.trunk.weight]
 
     def test_reentrant_checkpointing(self):
@@ -89,3 +89,71 @@ class TestRefusals:
     def test_unknown_level(self):
         with pytest.raises(ValueError, match="level='layers': choose one of"):
             bg.MinNorm(level="layers")
+
+
+class TestOptionsWithoutEffect:
+    @pytest.mark.parametrize("make", [bg.Uniform, bg.MIMO])
+    @pytest.mark.parametrize("option", [{"level": "features"}, {"include_exclusive": True}])
+    def test_of_the_capture_where_nothing_is_captured(self, make, option):
+        (name, value), *_ = option.items()
+        with pytest.raises(ValueError, match=rf"{make.__name__}: {name}={value!r} has no effect.*record_gramian=True"):
+            make(**option)
+        assert getattr(make(**option, record_gramian=True), name) == value
+
+    @pytest.mark.filterwarnings("ignore::balanced_grad.InactiveBalancerWarning")  # of groups that nothing reaches
+    @pytest.mark.parametrize("groups", ["reach", "tensor", {"audio": nn.Linear(2, 2)}])
+    def test_groups_of_a_losses_only_method_of_ones_own(self, groups):
+        class Even(bg.Balancer):
+            def weigh(self, problem):
+                return bg.Weighting(torch.ones_like(problem.losses))
+
+        with pytest.raises(ValueError, match=r"Even: groups=.* has no effect"):
+            Even(groups=groups)
+        balancer = Even(groups=groups, record_gramian=True)
+        balancer(LateFusion().losses(*make_batch())).backward()
+        assert balancer.last.gramian.dim() == 3
+        assert set(balancer.last.to_dict()) == {"losses", "weights"}, "one weight per loss, in all problems"
+
+    @pytest.mark.parametrize(
+        "balancer",
+        [
+            bg.Uniform(),
+            bg.MIMO(),
+            bg.MIMO(record_gramian=True),
+            bg.MinNorm(),
+            bg.MMPareto(),
+            bg.Gramian(lambda gramian: torch.ones(len(gramian))),
+            bg.BOGC(nn.Linear(2, 2)),
+            bg.DGL({"audio": nn.Linear(2, 2)}),
+            bg.OGM({"audio": nn.Linear(2, 2)}),
+            bg.MLB({"audio": nn.Linear(2, 2)}),
+            bg.AGM(("audio", "video")),
+            bg.HeldOut(bg.Uniform()),
+        ],
+        ids=lambda balancer: type(balancer).__name__,
+    )
+    @pytest.mark.parametrize("features", [{"audio": "nonsense"}, {}])
+    @pytest.mark.parametrize("learning", [True, False])
+    def test_features_that_nobody_reads(self, balancer, features, learning):
+        losses = {"joint": torch.ones((), requires_grad=True)}
+        with torch.set_grad_enabled(learning), pytest.raises(ValueError, match=r"features=.* has no effect"):
+            balancer(losses, features=features)
+        assert balancer.last is None
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"penalty": 0, "ramp_steps": 5}, "ramp_steps=5 has no effect, since penalty=0"),
+            ({"penalty": 0.0, "ema": 0.9, "offsets": {"audio": 1.0}}, "ema=0.9 and offsets={...} have no effect"),
+            ({"smoothing": float("inf"), "ema": 0.9}, "ema=0.9 has no effect, since smoothing=inf"),
+        ],
+    )
+    def test_of_mimo_that_exclude_each_other(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            bg.MIMO(**options)
+
+
+@pytest.mark.parametrize("make", [bg.MIMO, bg.MinNorm, lambda: bg.HeldOut(bg.Uniform())])
+def test_data_parallel_replicas(make):
+    with pytest.raises(RuntimeError, match=r"nn.DataParallel.*use DistributedDataParallel"):
+        make()._replicate_for_data_parallel()  # what DataParallel calls for every module of a model

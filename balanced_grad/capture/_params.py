@@ -1,5 +1,8 @@
 import sys
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +19,7 @@ class ParameterFilter:
 
     def __init__(self, params: Params | None = None) -> None:
         self._names: dict[Tensor, str] | None = None
+        self._met: dict[int, tuple[weakref.ref[Tensor], tuple[tuple[int, ...], int]]] = {}  # by id: shape, number
         self._module = params if isinstance(params, nn.Module) else None
         self.sharded = False  # whether these are the shards that ``fully_shard`` makes of a model
         if params is None:
@@ -108,8 +112,22 @@ class ParameterFilter:
         )
 
     def label(self, leaf: Tensor) -> str:
-        """The user's name of a parameter, or one made of its address: distinct within a step."""
-        return (self._names or {}).get(leaf, f"{tuple(leaf.shape)}@{id(leaf):x}")
+        """The user's name of a parameter, or its shape and a number by first meeting, alike in every run."""
+        name = (self._names or {}).get(leaf)
+        if name is not None:
+            return name
+        met = self._met.get(id(leaf))
+        if met is None or met[0]() is not leaf:
+            self._met = {key: entry for key, entry in self._met.items() if entry[0]() is not None}
+            shape = tuple(leaf.shape)
+            taken = {number for _, (other, number) in self._met.values() if other == shape}
+            met = weakref.ref(leaf), (shape, next(n for n in count(1) if n not in taken))
+            self._met[id(leaf)] = met
+        shape, number = met[1]
+        return f"{shape}#{number}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_met": {}}  # a copy has other tensors, and meets them itself
 
     def check(self, leaf: Tensor, names: tuple[str, ...], losses: Sequence[int], unsharded: frozenset[int]) -> None:
         """Refuse parameters whose hooks or sharding a captured gradient would silently pass by."""

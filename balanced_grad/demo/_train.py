@@ -104,8 +104,9 @@ def train(data: Dataset, method: Method, seed: int, epochs: int, tick: Callable[
         for rows in torch.split(torch.randperm(len(data.train), generator=order), BATCH):
             trainer.step(data.train[rows.to(data.train.labels.device)])
             last = trainer.balancer.last if trainer.balancer else None
-            if last is not None and last.weights is not None:
-                weights.append(last.weights.reshape(-1, len(last.names)).mean(0))  # over problems, if several
+            mean = last.mean_weights() if last is not None else None
+            if mean is not None:
+                weights.append(mean)
         if last is not None and weights:
             _extend(run.weights, dict(zip(last.names, torch.stack(weights).mean(0).tolist(), strict=True)))
         _extend(run.val, accuracies(trainer.model, method, data.val))

@@ -192,7 +192,11 @@ class HeldOut(Balancer):
 
     def weigh(self, problem: Problem) -> Weighting:
         """What the balancer inside chooses, with the factors."""
-        return self.balancer._damped(self.balancer.weigh(problem), problem)
+        return self.balancer.choose(problem)
+
+    def choose(self, problem: Problem) -> Weighting:
+        """The same."""
+        return self.balancer.choose(problem)
 
     @property
     def last(self) -> Step | None:  # type: ignore[override]

@@ -8,7 +8,7 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
     """What a logger shows of a step: 0-dimensional tensors on the device, which nothing has waited for.
 
         loss/NAME        value of each loss
-        weight/NAME      its weight; over several problems, the mean
+        weight/NAME      its weight; over several problems, the mean over those it is in
         cosine           mean cosine of the gradients of two losses that meet
         conflict         share of these pairs whose inner product is negative
         score/NAME, coefficient/NAME   of a method that modulates encoders
@@ -40,8 +40,8 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
     if step is None:
         return {}
     out = {f"loss/{name}": loss for name, loss in zip(step.names, step.losses.unbind(), strict=True)}
-    if step.weights is not None:
-        weights = step.weights.reshape(-1, len(step.names)).mean(0)
+    weights = step.mean_weights()
+    if weights is not None:
         out |= {f"weight/{name}": weight for name, weight in zip(step.names, weights.unbind(), strict=True)}
     if step.gramian is not None:
         out["cosine"], out["conflict"] = _conflict(step.gramian)
@@ -55,7 +55,7 @@ def _conflict(gramian: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cosine, and the share of pairs in conflict."""
     norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
     products = norms.unsqueeze(-1) * norms.unsqueeze(-2)
-    pairs = torch.ones_like(gramian, dtype=torch.bool).triu(1) & (products > 0)
+    pairs = torch.ones_like(gramian, dtype=torch.bool).triu(1) & (products != 0)  # NaN counts: it was applied
     count = pairs.sum().clamp_min(1)
     cosine = torch.where(pairs, gramian / products, 0).sum() / count
     return cosine, (pairs & (gramian < 0)).sum() / count

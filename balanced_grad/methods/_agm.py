@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import eager
+from balanced_grad.checks import scalar
 from balanced_grad.methods._comparison import across_ranks
 from balanced_grad.methods._shapley import combined, shapley
 from balanced_grad.records import Problem, Weighting
@@ -40,7 +41,7 @@ class AGM(Balancer):
 
     Raises:
         ValueError: for fewer than two modalities or a name twice, a negative ``alpha`` or ``limit``, muted logits of
-            another shape.
+            another shape, a ``loss`` that is not one number.
 
     Source: Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation" (2023), and its
     released code, which runs the muted passes in eval mode and clips the whole model's gradient to norm 1 when the
@@ -138,6 +139,12 @@ class AGM(Balancer):
         """The scalar to call ``backward()`` on: the plain sum of the losses; see ``Balancer.forward``."""
         scalar: Tensor = super().forward(losses, features)
         if self.last is not None and torch.is_grad_enabled():
+            if not self._latest[1]:
+                self._notices.say(
+                    "logits",
+                    "AGM has no logits of this step, so it balances nothing: compute the joint loss from "
+                    "balancer.logits(full, muted, labels), before every balancer(losses)",
+                )
             self.last = replace(self.last, scores=self._latest[0], coefficients=self._latest[1])
             self._latest = {}, {}
         return scalar
@@ -148,9 +155,12 @@ class AGM(Balancer):
         dtype = torch.promote_types(passes[0].dtype, shares.dtype)
         values = torch.tensordot(shares.t().to(dtype), torch.stack([found.to(dtype) for found in passes]), 1)
         found = dict(zip(names, values.unbind(), strict=True))
-        row = [self.loss(found[name], labels).reshape(()) if name in found else None for name in self.modalities]
+        row = [self._score(found[name], labels) if name in found else None for name in self.modalities]
         own = torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row])
         return across_ranks(own, self._processes)
+
+    def _score(self, share: Tensor, labels: Tensor) -> Tensor:
+        return scalar(self.loss(share, labels), share, "AGM's loss=", self._notices)
 
     def _coefficients(self, scores: Tensor) -> Tensor:
         """``(M,)`` factors ``κ``."""

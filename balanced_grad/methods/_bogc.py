@@ -9,6 +9,7 @@ from balanced_grad.capture import Block, BlockCapture, Capture, Layers, Losses, 
 from balanced_grad.evidence import Frame, Reduction, SampleVariance, Variance
 from balanced_grad.evidence._history import History
 from balanced_grad.methods._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
+from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Trust, Weighting
 
 
@@ -119,10 +120,12 @@ class BOGC(Balancer):
         """Ones: the value of the scalar is the plain sum."""
         return Weighting(torch.ones_like(problem.losses))
 
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        if self.block.sites[0].by_index:
+            refuse_unknown(names, self.block.sites[0].heads, "head", "heads")
+
     def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> BlockCapture:
         losses.require_graph()
-        if features is not None:
-            raise ValueError("features were given but BOGC does not use them; leave them out")
         return BlockCapture(losses, self.block, self._params, self._processes)
 
     def _balance(self, capture: Capture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:

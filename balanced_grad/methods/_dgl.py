@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import JOINT, Delivery, Losses, Walk, eager, on_backward
+from balanced_grad.capture import JOINT, Delivery, Walk, eager, on_backward
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
 
 
@@ -64,11 +65,9 @@ class DGL(Balancer):
     @eager
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
-        if features is not None:
-            raise ValueError("DGL uses no features; write balancer(losses)")
-        given = Losses.check(losses)
+        given = self._admit(losses, features)
         problem = Problem(given.names, given.values())
-        weighting = self._damped(self.weigh(problem), problem)
+        weighting = self.choose(problem)
         value = weighting.objective(problem)
         if not torch.is_grad_enabled():
             return value
@@ -80,6 +79,9 @@ class DGL(Balancer):
         self.last = Step(problem.names, problem.losses, weighting.weights, factors=self.factors)
         run = partial(_run, walk, delivery, inputs, weighting.weights)
         return on_backward(value, run, delivery.through)
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        refuse_unknown(names, self.modalities.names, "encoder", "modalities")
 
     def _inputs(self, walk: Walk) -> list[list[Tensor]]:
         """Per loss, the parameters it trains; no parameter is trained by the joint and another loss."""
@@ -94,8 +96,6 @@ class DGL(Balancer):
                 inputs.append([leaf for leaf in leaves[name] if leaf in joint])
                 continue
             inputs.append([leaf for leaf in leaves[name] if owner.get(leaf, name) == name and leaf not in joint])
-            if name not in self.modalities.names:
-                raise ValueError(f"loss {name!r} has no encoder; the modalities are {list(self.modalities.names)}")
             if not any(leaf in owner for leaf in inputs[-1]):
                 raise ValueError(
                     f"loss {name!r} reaches no parameter of modalities[{name!r}], so its encoder would learn "

@@ -4,17 +4,20 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level
-from balanced_grad.capture import Groups, Params
+from balanced_grad.capture import JOINT, Groups, Params, index
+from balanced_grad.checks import vector
+from balanced_grad.methods._torchjd import keeps_state, refuse_other_inputs
 from balanced_grad.records import Problem, Weighting
 
 
 class Gramian(Balancer):
     """Any rule from a Gramian to weights, the weightings of torchjd included.
 
-    The rule gets the float64 Gramian of the losses that meet and have a non-zero gradient there, in the order of
-    the losses; the others keep weight 1. So a missing modality or a finished one never reaches a rule that would
-    answer it with a zero update. A non-finite Gramian gives NaN weights without calling the rule, as a loss
-    scaler expects. The tensor is read on the host once per step for that.
+    The rule gets the float64 Gramian of the losses that meet and have a non-zero gradient there, ``"joint"`` first
+    and then the others in your order; those left out keep weight 1. So rules in which the first objective is special
+    (PCD), and preference vectors, mean the joint loss, and a missing modality or a finished one never reaches a rule
+    that would answer it with a zero update. A non-finite Gramian gives NaN weights without calling the rule, as a
+    loss scaler expects. The tensor is read on the host once per step for that.
 
     Args:
         weighting: callable from ``(M, M)`` to ``(M,)``; an ``nn.Module`` becomes a submodule, so that its state is
@@ -25,8 +28,9 @@ class Gramian(Balancer):
         groups, params, level, include_exclusive: see ``Balancer``.
 
     Raises:
-        TypeError: for a weighting that is not callable, or that returns no tensor.
-        ValueError: for weights of a wrong shape.
+        TypeError: for a weighting that is not callable, is a class, takes no Gramian (torchjd's aggregators, and its
+            weightings of Jacobians), or returns no tensor.
+        ValueError: for weights of a wrong shape; for ``groups`` with a rule of torchjd that has one memory for all.
 
     Examples:
         >>> import torch
@@ -52,35 +56,55 @@ class Gramian(Balancer):
         include_exclusive: bool = False,
     ) -> None:
         super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive)
-        if not callable(weighting):
-            raise TypeError(f"weighting={weighting!r} is not callable; give a rule from (M, M) to (M,)")
+        if not callable(weighting) or isinstance(weighting, type):
+            what = f"is a class; write {weighting.__name__}(...)" if isinstance(weighting, type) else "is not callable"
+            raise TypeError(f"weighting={weighting!r} {what}; give a rule from (M, M) to (M,)")
+        refuse_other_inputs(weighting)
+        self._remembers = keeps_state(weighting)
+        if self._remembers and groups != "all":
+            raise ValueError(
+                f"groups={groups!r} has several problems, and {type(weighting).__name__} would remember them as one; "
+                "leave groups out, or take a rule without memory"
+            )
         self.weighting = weighting
         self.normalize = normalize
+        self._taught: tuple[str, ...] = ()  # the losses that a rule with a memory has seen
 
     def weigh(self, problem: Problem) -> Weighting:
         """The rule's weights of the losses that take part, 1 for the others."""
         assert problem.gramian is not None
         count = len(problem.names)
         several = problem.gramian.reshape(-1, count, count)
-        weights = torch.stack([self._solve(gramian) for gramian in several]) if len(several) else several[:, 0]
-        return Weighting(weights.reshape(problem.gramian.shape[:-1]))
+        solved = [self._solve(gramian, problem.names) for gramian in several]
+        return Weighting((torch.stack(solved) if solved else several[:, 0]).reshape(problem.gramian.shape[:-1]))
 
-    def _solve(self, gramian: Tensor) -> Tensor:
+    def _solve(self, gramian: Tensor, names: tuple[str, ...]) -> Tensor:
         diagonal = gramian.diagonal()
         weights = torch.ones_like(diagonal)
         if not gramian.isfinite().all():
             return weights * torch.nan
-        taking_part = diagonal.nonzero().squeeze(1)
-        count = len(taking_part)
-        if not count:
+        active = (diagonal != 0).tolist()
+        taking_part = sorted((k for k in range(len(names)) if active[k]), key=lambda k: names[k] != JOINT)
+        if not taking_part:
             return weights
+        if self._remembers:
+            self._forget_others(tuple(names[k] for k in taking_part))
         sub = gramian[taking_part][:, taking_part]
         chosen = self.weighting(sub / sub.diagonal().mean() if self.normalize else sub)
-        if not isinstance(chosen, Tensor):
-            raise TypeError(f"the weighting returned a {type(chosen).__name__}, not a tensor of shape ({count},)")
-        if chosen.shape != (count,):
-            raise ValueError(f"the weighting returned shape {tuple(chosen.shape)}, not ({count},)")
-        return weights.index_copy(0, taking_part, chosen.detach().to(weights))
+        chosen = vector(chosen, sub.shape[:1], gramian, "the weighting", self._notices)
+        return weights.index_copy(0, index(tuple(taking_part), weights.device), chosen)
+
+    def _forget_others(self, names: tuple[str, ...]) -> None:
+        """What was learnt of other losses, by position, must not be taken for that of these."""
+        if self._taught and self._taught != names:
+            self._notices.say(
+                "forgets",
+                f"{type(self.weighting).__name__} keeps its memory by position, so it starts anew whenever other "
+                f"losses take part, as now {list(names)} after {list(self._taught)}; where modalities are missing, "
+                "take a rule without memory",
+            )
+            self.weighting.reset()  # type: ignore[attr-defined]
+        self._taught = names
 
     def extra_repr(self) -> str:
         """Settings."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import JOINT, Params
+from balanced_grad.checks import refuse
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
 from balanced_grad.records import Problem, Weighting
 
@@ -48,7 +49,8 @@ class MIMO(Balancer):
     loss leaves the moving average as it was.
 
     Raises:
-        ValueError: for a negative penalty or smoothing, a decay outside (0, 1), a loss without an offset.
+        ValueError: for a negative penalty or smoothing, a decay outside (0, 1), a loss without an offset; for an option
+            that another one makes meaningless.
 
     Examples:
         >>> import torch
@@ -86,6 +88,16 @@ class MIMO(Balancer):
             raise ValueError(f"ramp_steps={ramp_steps!r}: give a number of steps >= 0")
         if ema is not None and not 0 < ema < 1:
             raise ValueError(f"ema={ema!r}: give a decay between 0 and 1, or None for the losses of the batch")
+        if penalty == 0:
+            refuse(
+                "MIMO",
+                "penalty=0 trains the joint loss alone",
+                ramp_steps=ramp_steps or None,
+                ema=ema,
+                offsets=offsets,
+            )
+        if smoothing == math.inf:
+            refuse("MIMO", "smoothing=inf gives all modalities equal weights, whatever their losses", ema=ema)
         self.penalty = penalty
         self.smoothing = smoothing
         self.ramp_steps = ramp_steps

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import Delivery, Losses, Walk, eager, on_backward
+from balanced_grad.capture import Delivery, Walk, eager, on_backward
+from balanced_grad.checks import described, vector
 from balanced_grad.methods._comparison import Scores, Window, across_ranks, aligned
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
 
 Target = Literal["gradient", "update"]
@@ -32,9 +34,12 @@ class Modulation(Balancer, ABC):
         stop_after: modulate in the first so many training steps only; None (default): in all.
 
     Raises:
-        ValueError: for an unknown target, a negative ``stop_after``, scores of modalities not named.
+        ValueError: for an unknown target, a negative ``stop_after``, losses or scores of modalities not named,
+            coefficients of another number.
         RuntimeError: for ``target="update"`` without a ``BalancedOptimizer``.
     """
+
+    _call = "write balancer(losses, scores={...})"
 
     def __init__(self, modalities: Modalities, *, target: Target | None = None, stop_after: int | None = None) -> None:
         super().__init__()
@@ -80,11 +85,9 @@ class Modulation(Balancer, ABC):
                 ``bg.scores``); None or left out where it is missing. Default: ``exp(-L_m)`` of the uni-modal
                 losses, for a cross-entropy the geometric mean of the right class's probability.
         """
-        if features is not None:
-            raise ValueError(f"{type(self).__name__} uses no features; write balancer(losses, scores={{...}})")
         learning = torch.is_grad_enabled()
         with self._processes.together() if learning else nullcontext():
-            given = Losses.check(losses)
+            given = self._admit(losses, features)
             problem = Problem(given.names, given.values())
             if not learning:
                 return problem.losses.sum()
@@ -93,7 +96,7 @@ class Modulation(Balancer, ABC):
             names = self.modalities.names
             own = aligned(names, scores, problem.losses)
             delivery = Delivery(Walk.of(given, once=True), None)
-        weights = self._damped(self.weigh(problem), problem).weights
+        weights = self.choose(problem).weights
         seen = across_ranks(own, self._processes)
         active = self.stop_after is None or self._steps < self.stop_after
         coefficients = self._coefficients(seen) if active else torch.ones_like(seen)
@@ -125,6 +128,9 @@ class Modulation(Balancer, ABC):
         """Called by a ``BalancedOptimizer``: without a target of its own, the method acts where it has an effect."""
         self._resolved = self.target or ("update" if scale_invariant else "gradient")
 
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        refuse_unknown(names, self.modalities.names, "encoder", "modalities")
+
     def _default(self, problem: Problem) -> Scores:
         """Scores from the uni-modal losses."""
         likelihoods = dict(zip(problem.names, torch.exp(-problem.losses).unbind(), strict=True))
@@ -137,7 +143,8 @@ class Modulation(Balancer, ABC):
         return scores
 
     def _coefficients(self, scores: Tensor) -> Tensor:
-        coefficients = self.modulate(scores)
+        who = f"{type(self).__name__}.modulate()"
+        coefficients = vector(self.modulate(scores), scores.shape, scores, who, self._notices)
         return torch.where(coefficients.isfinite(), coefficients, 1)
 
     def _hooks(self, coefficients: Tensor) -> list[tuple[Tensor, Hook]]:
@@ -150,6 +157,11 @@ class Modulation(Balancer, ABC):
         hooks: list[tuple[Tensor, Hook]] = []
         for name, coefficient in zip(self.modalities.names, coefficients.unbind(), strict=True):
             hook = self.hook(None if self._resolved == "update" else coefficient)
+            if hook is not None and not callable(hook):
+                raise TypeError(
+                    f"{type(self).__name__}.hook() returned {described(hook)}; return a function from a gradient to a "
+                    "gradient, or None to leave it as it is"
+                )
             if hook is not None:
                 hooks += [(parameter, hook) for parameter in trainable(self.modalities, name, type(self).__name__)]
         return hooks

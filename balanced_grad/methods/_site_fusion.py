@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.capture import JOINT, SiteRows
+from balanced_grad.checks import described, vector
 from balanced_grad.evidence import (
     Frame,
     Moments,
@@ -121,7 +122,7 @@ class SiteFusion:
         gradients = rows / scale
         calls = [_unscaled(site.calls[position], scale) for position in sources] if site.calls else []
         shapes = [parameter.shape for parameter in next(iter(site.site.heads.values()))]
-        moments = self.variance.moments(gradients, calls, shapes, known, generator)
+        moments = _checked(self.variance.moments(gradients, calls, shapes, known, generator), gradients, self.variance)
         rows = rows if moments.mean is gradients else moments.mean * scale
         return Observed(losses, losses, beside, present, rows, plain, known, moments)
 
@@ -202,6 +203,22 @@ class SiteFusion:
         joint = [row for row, loss in enumerate(site.losses) if names[loss] == JOINT]
         add = self.joint == "add" or (self.joint == "auto" and len(modalities) > 1)
         return (modalities, joint) if add else (sorted(modalities + joint), [])
+
+
+def _checked(moments: object, gradients: Tensor, variance: Variance) -> Moments:
+    """What an estimator returned, which may be the user's own."""
+    who = f"{type(variance).__name__}.moments()"
+    if not isinstance(moments, Moments) or not isinstance(moments.state, Mapping):
+        what = described(moments.state if isinstance(moments, Moments) else moments)
+        raise TypeError(f"{who} returned {what}; return evidence.Moments(mean, variance, state), with state a mapping")
+    shape, count = gradients.shape, len(gradients)
+    mean = moments.mean if moments.mean is gradients else vector(moments.mean, shape, gradients, who)
+    for key, value in moments.state.items():
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != count:
+            raise ValueError(
+                f"{who} returned {described(value)} as state[{key!r}]; return a row per loss, ({count}, ...)"
+            )
+    return Moments(mean, vector(moments.variance, shape, gradients, who), moments.state)
 
 
 def _plus(row: Tensor, plain: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
+from balanced_grad.checks import described
 from balanced_grad.optim._groups import ModalityGroups
 
 
@@ -29,7 +31,13 @@ class ScaledUpdate:
     @torch.no_grad()
     def begin(self) -> None:
         """Take the balancer's factors, and copies of the parameters they name."""
-        for name, scale in self._balancer.update_scales().items():
+        scales = self._balancer.update_scales()
+        if not isinstance(scales, Mapping):
+            raise TypeError(
+                f"{type(self._balancer).__name__}.update_scales() returned {described(scales)}; return a mapping of "
+                "modality -> 0-dimensional tensor, {} for none"
+            )
+        for name, scale in scales.items():
             parameters = self._parameters(name, scale)
             self._after += parameters
             self._factors += _like(scale, parameters)
@@ -57,7 +65,7 @@ class ScaledUpdate:
                 f"write BalancedOptimizer(..., modalities={{{name!r}: model.{name}_encoder, ...}})"
             )
         if not isinstance(scale, Tensor) or scale.dim():
-            what = f"of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else f"a {type(scale).__name__}"
+            what = f"of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else described(scale)
             raise TypeError(f"the update factor of {name!r} from {who} is {what}; it must be a 0-dimensional tensor")
         return [_local(p) for p in self._modalities.parameters(name) if p.requires_grad]
 

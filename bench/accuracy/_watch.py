@@ -78,11 +78,7 @@ class Watch:
 
 def mean_weights(step: bg.Step) -> Tensor:
     """Weight of each loss, the mean over the problems that it reaches."""
-    weights = step.weights.reshape(-1, len(step.names))
-    if step.gramian is None or len(weights) == 1:
-        return weights.mean(0).float()
-    reached = step.gramian.diagonal(dim1=-2, dim2=-1).reshape(weights.shape) > 0
-    return ((weights * reached).sum(0) / reached.sum(0).clamp_min(1)).float()
+    return step.mean_weights().float()
 
 
 def flat(module: torch.nn.Module) -> Tensor:
