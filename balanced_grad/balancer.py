@@ -118,6 +118,11 @@ class Balancer(nn.Module, ABC):
         self._processes = Processes(group)
 
     @property
+    def processes(self) -> Processes:
+        """The processes of ``process_group``, and what they exchange."""
+        return self._processes
+
+    @property
     def factors(self) -> Mapping[str, Tensor]:
         """Loss name -> factor ``()`` on the weight that the method chooses; 1 for a loss that is not named."""
         return self._factors
@@ -133,6 +138,10 @@ class Balancer(nn.Module, ABC):
     @abstractmethod
     def weigh(self, problem: Problem) -> Weighting:
         """Choose the weights of this step's losses."""
+
+    def choose(self, problem: Problem) -> Weighting:
+        """What ``weigh`` says, with the factors: the weights that this step uses."""
+        return self._damped(self.weigh(problem), problem)
 
     def update_scales(self) -> Mapping[str, Tensor]:
         """Per modality, the factor on its encoder's update that a ``BalancedOptimizer`` applies; empty: none."""
