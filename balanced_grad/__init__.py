@@ -7,6 +7,7 @@ from balanced_grad.methods import AGM, BOGC, DGL, MIMO, MLB, OGM, Gramian, MinNo
 from balanced_grad.notices import InactiveBalancerWarning
 from balanced_grad.optim import BalancedOptimizer, ModalityGroups
 from balanced_grad.records import Problem, Step, Trust, Weighting
+from balanced_grad.state import Stateful
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "MinNorm",
     "ModalityGroups",
     "Problem",
+    "Stateful",
     "Step",
     "Trust",
     "Uniform",

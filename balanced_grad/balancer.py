@@ -134,6 +134,11 @@ class Balancer(nn.Module, ABC):
         self._processes = Processes(group)
 
     @property
+    def processes(self) -> Processes:
+        """The processes of ``process_group``, and what they exchange."""
+        return self._processes
+
+    @property
     def factors(self) -> Mapping[str, Tensor]:
         """Loss name -> factor ``()`` on the weight that the method chooses; 1 for a loss that is not named."""
         return self._factors

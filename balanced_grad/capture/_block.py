@@ -37,6 +37,11 @@ class Site:
         """Whether each loss brings the gradient of its own head."""
         return "" not in self.layers
 
+    @property
+    def size(self) -> int:
+        """Number of entries of a row."""
+        return sum(parameter.numel() for parameter in next(iter(self.heads.values())))
+
 
 class Block:
     """The parameters that a per-dimension method balances: last (or all) layers of the modules given.

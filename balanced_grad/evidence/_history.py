@@ -51,6 +51,16 @@ class History:
         """For ``state_dict``."""
         return {"names": list(self.names), "tensors": {key: tensor.clone() for key, tensor in self.tensors.items()}}
 
+    @staticmethod
+    def check(state: Mapping[str, Any], columns: int, where: str) -> None:
+        """Refuse the ``state`` of a layer of another size, or one that is not whole."""
+        rows, variance = len(state["names"]), state["tensors"].get("variance")
+        if variance is not None and variance.shape[1:] != (columns,):
+            raise ValueError(f"{where}: the state is of a layer of {variance.shape[1]} parameters, this has {columns}")
+        for key, tensor in state["tensors"].items():
+            if len(tensor) != rows:
+                raise ValueError(f"{where}: the state has {len(tensor)} rows of {key!r} for {rows} losses")
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state`` gave."""
         self.names = list(state["names"])

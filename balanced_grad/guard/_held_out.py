@@ -1,20 +1,21 @@
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import JOINT, Losses, ProcessGroup
+from balanced_grad.capture import JOINT, Losses
+from balanced_grad.guard._seen import Seen
 from balanced_grad.guard._transfer import Transfer
-from balanced_grad.records import Problem, Step, Weighting
+from balanced_grad.guard._wrapper import Wrapper
+from balanced_grad.state import Stateful
 
 Target = Literal["auxiliary", "encoder"]
 HeldOutLosses = Callable[[], Mapping[str, Tensor | None]]
 
 
-class HeldOut(Balancer):
+class HeldOut(Stateful, Wrapper):
     """A guard around any balancer: a modality that only memorises loses its weight.
 
     Training signals tell how fast a modality fits, not what it learns. Every ``every`` steps the losses of one batch
@@ -83,7 +84,6 @@ class HeldOut(Balancer):
         confidence: float = 1.0,
         warm_up: int = 10,
     ) -> None:
-        nn.Module.__init__(self)  # what a balancer has, this one takes from the one inside
         if not isinstance(balancer, Balancer) or isinstance(balancer, HeldOut):
             what = "another HeldOut" if isinstance(balancer, HeldOut) else f"a {type(balancer).__name__}"
             raise TypeError(f"balancer is {what}; give the method to guard, such as bg.Uniform()")
@@ -98,22 +98,28 @@ class HeldOut(Balancer):
                 f"floor={floor!r}, decay={decay!r}, confidence={confidence!r}: give floor in [0, 1], decay in [0, 1) "
                 "and confidence >= 0"
             )
-        self.balancer = balancer
+        super().__init__()
         self.held_out = held_out
         self.every = every
         self.target: Target = target
         self.floor = floor
         self.transfer = Transfer(decay, confidence, warm_up)
-        self._steps = 0
+        self._steps = self._checks = 0
         self._due_at = 1
-        self._seen: deque[tuple[tuple[str, ...], Tensor]] = deque(maxlen=every)  # training losses since the last check
+        self._seen = Seen(every)  # training losses since the last check
         self._scales: dict[str, Tensor] = {}
         self._wrapped = False
+        self.balancer = balancer
 
     @property
     def due(self) -> bool:
         """Whether it is time for ``observe``: after the first training step, then ``every`` so many."""
         return self._steps >= self._due_at
+
+    @property
+    def checks(self) -> int:
+        """Number of checks so far, also after a resume: which held-out batch is next."""
+        return self._checks
 
     def forward(
         self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None, **options: Any
@@ -124,10 +130,10 @@ class HeldOut(Balancer):
                 "target='encoder' multiplies what the optimizer does, so the optimizer must be wrapped: write "
                 "bg.BalancedOptimizer(optimizer, guard, modalities={...}), or use target='auxiliary'"
             )
-        scalar: Tensor = self.balancer(losses, features, **options)
+        scalar = super().forward(losses, features, **options)
         if torch.is_grad_enabled() and self.training:
-            assert self.balancer.last is not None
-            self._seen.append((self.balancer.last.names, self.balancer.last.losses))
+            assert self.last is not None
+            self._seen.add(self.last.names, self.last.losses)
             self._steps += 1
         return scalar
 
@@ -138,18 +144,30 @@ class HeldOut(Balancer):
         Call it under ``torch.no_grad()``, with the model in the state in which it is to be judged. A modality that is
         missing keeps its factor.
         """
-        processes = self.balancer._processes
-        with processes.together():
+        with self.processes.together():
             given = Losses.check(losses)
             if not self._seen:
                 raise RuntimeError("observe() before the first training step: there is nothing to compare with yet")
-            train, held_out = _means(self._seen), dict(zip(given.names, given.values().unbind(), strict=True))
-        if processes.size > 1:
+            train, held_out = self._seen.means(), dict(zip(given.names, given.values().unbind(), strict=True))
+        if self.processes.size > 1:
             train, held_out = self._over_processes(train, held_out)
+        self._warn_of_unknown(held_out)
         self.transfer.observe(train, held_out)
         self._seen.clear()
+        self._checks += 1
         self._due_at = self._steps + self.every
         self._choose()
+
+    def _warn_of_unknown(self, held_out: Mapping[str, Tensor]) -> None:
+        """Held-out losses without a training loss, unless that one may just have been missing so far."""
+        unknown = [name for name in held_out if name not in self._seen.names]
+        unmatched = [name for name in sorted(self._seen.names) if name not in held_out]
+        if unknown and (unmatched or self._checks > 0):
+            self._notices.say(
+                ("held out", *unknown),
+                f"the held-out losses {unknown} are ignored, because no training loss has that name; those are "
+                f"{sorted(self._seen.names)}: give both the same names",
+            )
 
     def check(self) -> bool:
         """Observe what ``held_out`` returns if a check is due, and say whether it was."""
@@ -165,7 +183,7 @@ class HeldOut(Balancer):
         self, train: dict[str, Tensor], held_out: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         both = {f"T {name}": loss for name, loss in train.items()} | {f"H {name}": x for name, x in held_out.items()}
-        names, means = self.balancer._processes.of_all(tuple(both), torch.stack(list(both.values())))
+        names, means = self.processes.of_all(tuple(both), torch.stack(list(both.values())))
         found = dict(zip(names, means.unbind(), strict=True))
         train, held_out = ({key[2:]: x for key, x in found.items() if key[0] == kind} for kind in "TH")
         return train, held_out
@@ -175,7 +193,7 @@ class HeldOut(Balancer):
         ratios = self.transfer.ratios()
         joint = ratios.pop(JOINT, None)
         factors = {name: x.clamp_min(self.floor) for name, x in ratios.items()}
-        self.balancer.factors = factors
+        self.factors = factors
         if self.target == "encoder" and joint is not None:
             started = self.transfer.generalised(JOINT)
             self._scales = {
@@ -185,70 +203,34 @@ class HeldOut(Balancer):
 
     def update_scales(self) -> Mapping[str, Tensor]:
         """The factors of the balancer inside, times those of the guard where encoders are its target."""
-        scales = dict(self.balancer.update_scales())
+        scales = dict(super().update_scales())
         for name, own in self._scales.items():
             scales[name] = scales[name].to(own) * own if name in scales else own
         return scales
 
-    def weigh(self, problem: Problem) -> Weighting:
-        """What the balancer inside chooses, with the factors."""
-        return self.balancer.choose(problem)
-
-    def choose(self, problem: Problem) -> Weighting:
-        """The same."""
-        return self.balancer.choose(problem)
-
-    @property
-    def last(self) -> Step | None:  # type: ignore[override]
-        """Of the balancer inside."""
-        return self.balancer.last
-
-    @property
-    def factors(self) -> Mapping[str, Tensor]:
-        """Of the balancer inside, set by ``observe``."""
-        return self.balancer.factors
-
-    @factors.setter
-    def factors(self, factors: Mapping[str, Tensor]) -> None:
-        self.balancer.factors = factors
-
-    @property
-    def modalities(self) -> object:
-        """Of the balancer inside, where it has encoders of its own."""
-        return getattr(self.balancer, "modalities", None)
-
-    @property
-    def process_group(self) -> ProcessGroup:
-        """Of the balancer inside."""
-        return self.balancer.process_group
-
-    @process_group.setter
-    def process_group(self, group: ProcessGroup) -> None:
-        self.balancer.process_group = group
-
     def resolve_target(self, scale_invariant: bool) -> None:
         """Called by a ``BalancedOptimizer``."""
         self._wrapped = True
-        self.balancer.resolve_target(scale_invariant)
-
-    def accumulate_rows(self, on: bool) -> None:
-        """Called by a ``BalancedOptimizer``."""
-        self.balancer.accumulate_rows(on)
+        super().resolve_target(scale_invariant)
 
     def end_step(self) -> None:
         """Called by a ``BalancedOptimizer`` when it has stepped: runs a check that is due."""
-        self.balancer.end_step()
+        super().end_step()
         if self.held_out is not None:
             self.check()
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What is known of each loss, and the count of steps, for ``state_dict``."""
-        return {"steps": self._steps, "due_at": self._due_at, "transfer": self.transfer.state()}
+    def state(self) -> dict[str, Any]:
+        """What is known of each loss, the steps since the last check, and counts, for ``state_dict``."""
+        counts = {"steps": self._steps, "checks": self._checks, "due_at": self._due_at}
+        return counts | {"transfer": self.transfer.state(), "seen": self._seen.state()}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` gave."""
         self._steps, self._due_at = state["steps"], state["due_at"]
+        self._checks = state.get("checks", 0)
         self.transfer.load(state["transfer"])
+        self._seen.load(state.get("seen", {"names": list(state["transfer"]), "steps": [], "losses": None}))
+        self._scales = {}
         self._choose()
 
     def extra_repr(self) -> str:
@@ -258,22 +240,3 @@ class HeldOut(Balancer):
             f"every={self.every}, target={self.target!r}, floor={self.floor}, decay={known.decay}, "
             f"confidence={known.confidence}, warm_up={known.warm_up}"
         )
-
-
-def _means(seen: deque[tuple[tuple[str, ...], Tensor]]) -> dict[str, Tensor]:
-    """Mean of each loss over the steps in which it was there and finite; NaN of none."""
-    if len({names for names, _ in seen}) == 1:
-        means = _finite_mean([losses for _, losses in seen])
-        return dict(zip(seen[0][0], means.unbind(), strict=True))
-    by_name: dict[str, list[Tensor]] = {}
-    for names, losses in seen:
-        for name, loss in zip(names, losses.unbind(), strict=True):
-            by_name.setdefault(name, []).append(loss)
-    return {name: _finite_mean(found) for name, found in by_name.items()}
-
-
-def _finite_mean(steps: list[Tensor]) -> Tensor:
-    """Mean over the steps, elementwise, of what is finite."""
-    values = torch.stack(steps)
-    finite = values.isfinite()
-    return torch.where(finite, values, 0.0).sum(0) / finite.sum(0)

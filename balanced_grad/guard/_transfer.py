@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from balanced_grad.state import beside
+
 Number = float | Tensor  # plain floats for losses on the CPU; else tensors, which nothing may wait for
 
 
@@ -98,25 +100,31 @@ class Transfer:
         names = [name for name in train if name in held_out]
         pairs = zip(numbers(train[name] for name in names), numbers(held_out[name] for name in names), strict=True)
         for name, (mine, theirs) in zip(names, pairs, strict=True):
-            self._known[name] = self._known.get(name, Known()).after(mine, theirs, self.decay)
+            before = Known(*(beside(mine, number) for number in self._known.get(name, Known())))
+            self._known[name] = before.after(mine, theirs, self.decay)
 
     def ratios(self) -> dict[str, Tensor]:
         """``ρ`` of each loss seen so far, ``()``."""
         own = {name: k.ratio(self.decay, self.confidence, self.warm_up) for name, k in self._known.items()}
-        return {name: x if isinstance(x, Tensor) else torch.tensor(x) for name, x in own.items()}
+        return {name: x if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for name, x in own.items()}
 
     def generalised(self, name: str) -> Tensor:
         """Whether this loss has ever learnt something that carries over; boolean ``()``, false for one never seen."""
         found = self._known.get(name, Known()).generalised(self.decay)
-        return found if isinstance(found, Tensor) else torch.tensor(found)
+        return found if isinstance(found, Tensor) else torch.tensor(found, device="cpu")
 
-    def state(self) -> dict[str, list[Number]]:
-        """For a checkpoint."""
-        return {name: list(known) for name, known in self._known.items()}
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: eight numbers per loss, ``(8,)`` where they are tensors."""
+        return {name: _together(known) for name, known in self._known.items()}
 
-    def load(self, state: Mapping[str, Iterable[Any]]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """What ``state`` gave, on whatever device it was."""
-        self._known = {name: Known(*(float(number) for number in known)) for name, known in state.items()}
+        self._known = {name: Known(*known) for name, known in state.items()}
+
+
+def _together(known: Known) -> Tensor | list[Number]:
+    tensors = [number for number in known if isinstance(number, Tensor)]
+    return torch.stack(tensors) if len(tensors) == len(known) else list(known)
 
 
 def numbers(losses: Iterable[Tensor]) -> list[Number]:

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,12 @@ from balanced_grad.checks import scalar
 from balanced_grad.methods._comparison import across_ranks
 from balanced_grad.methods._shapley import combined, shapley
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.state import Stateful
 
 Muted = Callable[[tuple[str, ...]], Tensor]
 
 
-class AGM(Balancer):
+class AGM(Stateful, Balancer):
     """Adaptive gradient modulation: the logits' Shapley share of each modality learns faster where it lags.
 
         φ_m = Shapley value of modality m in the logits f;  for two:  φ_a = ½ (f(a, v) - f(0, v) + f(a, 0)),
@@ -62,9 +64,6 @@ class AGM(Balancer):
         {'audio': 1.0, 'video': 1.0}
     """
 
-    total: Tensor
-    count: Tensor
-
     def __init__(
         self,
         modalities: Sequence[str],
@@ -84,9 +83,11 @@ class AGM(Balancer):
         self.alpha = alpha
         self.limit = limit
         self.loss = loss
-        self.register_buffer("total", torch.zeros(len(names)))  # of the scores of all training steps
-        self.register_buffer("count", torch.zeros(len(names)))
+        # No buffers: a half-precision model would round them, and stop counting at 256.
+        self.total = torch.zeros(len(names), dtype=torch.float32, device="cpu")  # of the scores of all training steps
+        self.count = torch.zeros(len(names), dtype=torch.float32, device="cpu")
         self._latest: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = {}, {}  # scores, coefficients
+        self.register_load_state_dict_pre_hook(_from_buffers)  # type: ignore[no-untyped-call]
 
     def weigh(self, problem: Problem) -> Weighting:
         """1 for every loss: what is balanced is inside the logits."""
@@ -177,9 +178,27 @@ class AGM(Balancer):
             self.total += torch.where(there, scores, 0)
             self.count += there
 
+    def state(self) -> dict[str, Any]:
+        """Sums and numbers of the scores, for ``state_dict``."""
+        return {"modalities": self.modalities, "total": self.total.clone(), "count": self.count.clone()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` gave."""
+        names = tuple(state.get("modalities", self.modalities))
+        if names != self.modalities or len(state["total"]) != len(names):
+            raise ValueError(f"the state is of an AGM of {names}, this one is of {self.modalities}; name the same ones")
+        self.total, self.count = (state[key].clone() for key in ("total", "count"))
+
     def extra_repr(self) -> str:
         """Settings."""
         return f"{self.modalities}, alpha={self.alpha}, limit={self.limit}{self._base_repr()}"
+
+
+def _from_buffers(_: AGM, state_dict: dict[str, Any], prefix: str, *rest: object) -> None:
+    """Read a checkpoint from when sums and numbers were buffers."""
+    if f"{prefix}total" in state_dict:
+        buffers = {key: state_dict.pop(f"{prefix}{key}").float() for key in ("total", "count")}
+        state_dict[f"{prefix}_extra_state"] = buffers
 
 
 def _advantage(losses: Tensor, there: Tensor) -> Tensor:

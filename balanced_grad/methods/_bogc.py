@@ -11,9 +11,10 @@ from balanced_grad.evidence._history import History
 from balanced_grad.methods._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
 from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Trust, Weighting
+from balanced_grad.state import Stateful
 
 
-class BOGC(Balancer):
+class BOGC(Stateful, Balancer):
     """Per dimension, trust the losses whose gradient is certain there, by Dempster-Shafer evidence.
 
     In the parameters of a block, for the sources ``i`` that meet there (see ``joint``) and every dimension ``d``:
@@ -165,17 +166,22 @@ class BOGC(Balancer):
             self._saved = None
         return self._generator
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Statistics of every site and the state of the generator, for ``state_dict``."""
         sites = {site.name: kept.state() for site, kept in zip(self.block.sites, self._histories, strict=True)}
-        own = self._generator
-        return {"sites": sites, "generator": self._saved if own is None else (own.device.type, own.get_state())}
+        drawn = self._generator
+        generator = self._saved if drawn is None else (drawn.device.type, drawn.get_state())
+        return {"statistics": self.fusion.statistics, "sites": sites, "generator": generator}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave, for a block of the same names."""
-        names = [site.name for site in self.block.sites]
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` gave, for a block of the same names, shapes and statistics."""
+        names, mine = [site.name for site in self.block.sites], self.fusion.statistics
         if sorted(state["sites"]) != sorted(names):
             raise ValueError(f"the state is of a block {sorted(state['sites'])}, this one is {sorted(names)}")
+        if state.get("statistics", mine) != mine:
+            raise ValueError(f"the state is of a BOGC with {state['statistics']}, this one has {mine}; build it alike")
+        for site in self.block.sites:
+            History.check(state["sites"][site.name], site.size, f"block, layer {site.name!r}")
         for name, kept in zip(names, self._histories, strict=True):
             kept.load(state["sites"][name])
         self._generator, self._saved = None, state["generator"]

@@ -11,11 +11,12 @@ from balanced_grad.capture import JOINT, Params
 from balanced_grad.checks import refuse
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.state import Stateful, beside
 
 Number = float | Tensor  # a value on the host, or a 0-dimensional tensor on a device
 
 
-class MIMO(Balancer):
+class MIMO(Stateful, Balancer):
     """Joint loss plus a penalty on the smoothed worst uni-modal loss: multi-objective learning without a solver.
 
         Φ  = L_joint + λ μ log( (1/M) Σ_m exp((L_m - c_m) / μ) )
@@ -147,7 +148,7 @@ class MIMO(Balancer):
         """The loss of this modality, or the average of it."""
         if name not in self._averages:
             return loss
-        total, count = self._averages[name]
+        total, count = (beside(loss, value) for value in self._averages[name])
         if isinstance(count, Tensor):
             return torch.where(count > 0, total / count, loss)
         return total / count if count > 0 else loss
@@ -155,7 +156,7 @@ class MIMO(Balancer):
     def _observe(self, losses: Mapping[str, Number], finite: bool | Tensor, decay: float) -> None:
         """Update the moving averages of the modalities present, unless any loss is non-finite."""
         for name, loss in losses.items():
-            total, count = self._averages.get(name, (0.0, 0.0))
+            total, count = (beside(loss, value) for value in self._averages.get(name, (0.0, 0.0)))
             after = decay * total + (1 - decay) * loss, decay * count + (1 - decay)
             if isinstance(finite, Tensor):
                 self._averages[name] = torch.where(finite, after[0], total), torch.where(finite, after[1], count)
@@ -165,14 +166,19 @@ class MIMO(Balancer):
     def _ramp(self) -> float:
         return min(1.0, self._steps / self.ramp_steps) if self.ramp_steps else 1.0
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Step count and loss averages, for ``state_dict``."""
         return {"steps": self._steps, "averages": dict(self._averages)}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave, also in a balancer that has seen no loss yet."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` gave, also in a balancer that has seen no loss yet."""
+        if state["averages"] and self.ema is None:
+            raise ValueError(
+                f"the state holds moving averages of {sorted(state['averages'])}, and this MIMO has ema=None; "
+                "build it with the ema of the one that was saved"
+            )
         self._steps = state["steps"]
-        self._averages = {name: (float(total), float(count)) for name, (total, count) in state["averages"].items()}
+        self._averages = {name: (total, count) for name, (total, count) in state["averages"].items()}
 
     def extra_repr(self) -> str:
         """Settings."""
@@ -192,7 +198,7 @@ def _smooth_max(values: list[Number], smoothing: float) -> tuple[Number, list[Nu
     if len(host) == len(values):
         worst, shares = smooth_max_on_host(host, smoothing)
         return worst, list(shares), float(sum(map(math.isfinite, host)))
-    stacked = torch.stack([torch.as_tensor(value) for value in values])
+    stacked = torch.stack([value for value in values if isinstance(value, Tensor)])
     value, weights = smooth_max(stacked, smoothing)
     return value, list(weights.unbind()), stacked.isfinite().sum()
 
@@ -209,7 +215,7 @@ def _inverse_up_to_one(penalty: Number) -> Number:
 
 def _tensor(numbers: list[Number], like: Tensor) -> Tensor:
     if _on_host(like):
-        return torch.tensor(numbers, dtype=like.dtype)
+        return torch.tensor(numbers, dtype=like.dtype, device="cpu")
     return torch.stack([n if isinstance(n, Tensor) else like.new_full((), n) for n in numbers])
 
 

@@ -1,4 +1,4 @@
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -14,12 +14,13 @@ from balanced_grad.methods._comparison import Scores, Window, across_ranks, alig
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
 from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
+from balanced_grad.state import Stateful
 
 Target = Literal["gradient", "update"]
 Hook = Callable[[Tensor], Tensor]
 
 
-class Modulation(Balancer, ABC):
+class Modulation(Stateful, Balancer):
     """Base of the methods that multiply each encoder's gradient, or its update, by one coefficient.
 
     ``balancer(losses, scores=...)`` has the value of the plain sum of the losses. Its ``backward()`` is one
@@ -166,12 +167,12 @@ class Modulation(Balancer, ABC):
                 hooks += [(parameter, hook) for parameter in trainable(self.modalities, name, type(self).__name__)]
         return hooks
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Number of training steps, for ``state_dict``."""
         return {"steps": self._steps}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` gave."""
         self._steps = state["steps"]
 
     def extra_repr(self) -> str:

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,6 +82,7 @@ class OGM(Modulation):
         self.noise = noise
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}  # by device: noise is drawn where the gradient is
+        self._saved: dict[str, Tensor] = {}  # states of generators that are not made yet
 
     def modulate(self, scores: Tensor) -> Tensor:
         """``1 - tanh`` for the modalities ahead, 1 for the others."""
@@ -110,19 +112,28 @@ class OGM(Modulation):
         key = str(device)
         if key not in self._generators:
             self._generators[key] = torch.Generator(device).manual_seed(self.seed)
+            if (saved := self._saved_noise(device)) is not None:
+                self._generators[key].set_state(saved)
         return self._generators[key]
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Number of training steps and the state of the noise, for ``state_dict``."""
-        noise = {device: generator.get_state() for device, generator in self._generators.items()}
-        return super().get_extra_state() | {"noise": noise}
+    def _saved_noise(self, device: torch.device) -> Tensor | None:
+        """State of the generator of this device, or of one of its kind: that of another process, which draws alike."""
+        alike = [key for key in self._saved if torch.device(key).type == device.type]
+        return self._saved[str(device) if str(device) in alike else alike[0]] if alike else None
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``get_extra_state`` gave."""
-        super().set_extra_state(state)
-        self._generators = {}
-        for device, noise in state["noise"].items():
-            self._generator(torch.device(device)).set_state(noise.cpu())
+    def state(self) -> dict[str, Any]:
+        """Number of training steps and the state of the noise, for ``state_dict``."""
+        drawn = {device: generator.get_state() for device, generator in self._generators.items()}
+        return super().state() | {"noise": self._saved | drawn}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` gave, on whatever device noise is drawn next."""
+        if state["noise"] and self.noise == 0:
+            raise ValueError(
+                "the state is of an OGM that draws noise, this one has noise=0; build it with the same noise"
+            )
+        super().load_state(state)
+        self._generators, self._saved = {}, dict(state["noise"])
 
     def extra_repr(self) -> str:
         """Settings."""

@@ -9,6 +9,7 @@ from balanced_grad.capture import JOINT, SiteRows
 from balanced_grad.checks import described, vector
 from balanced_grad.evidence import (
     Frame,
+    MicroBatchVariance,
     Moments,
     Opinion,
     Reduction,
@@ -90,12 +91,20 @@ class SiteFusion:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {get_args(allowed)}")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay!r}: give a number in [0, 1)")
-        self._opinion(torch.zeros(1, 1), torch.zeros(1, 1))  # refuses other values out of range
+        self._opinion(
+            torch.zeros(1, 1, device="cpu"), torch.zeros(1, 1, device="cpu")
+        )  # refuses other values out of range
 
     @property
     def _over_steps(self) -> StepVariance | None:
         """The estimator, if the variance is that of the rows over steps, which the kernel keeps."""
         return self.variance if isinstance(self.variance, StepVariance) else None
+
+    @property
+    def statistics(self) -> str:
+        """What the averages over steps are of, in the words of the options: only the same ones can go on."""
+        window = f"(count={self.variance.count})" if isinstance(self.variance, MicroBatchVariance) else ""
+        return f"variance={type(self.variance).__name__}{window}, precision={self.precision!r}"
 
     def observe(
         self,

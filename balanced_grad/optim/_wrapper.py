@@ -70,7 +70,7 @@ class BalancedOptimizer(Optimizer):
         True
         >>> resumed = bg.BalancedOptimizer(torch.optim.AdamW([w], lr=0.1), bg.MIMO(ramp_steps=10))
         >>> resumed.load_state_dict(optimizer.state_dict())
-        >>> resumed.balancer.get_extra_state()["steps"]
+        >>> resumed.balancer.state()["steps"]
         1
     """
 

@@ -172,7 +172,7 @@ def test_no_gradient_no_state(method):
         losses = model.losses(*batch)
         assert balancer(losses).item() == pytest.approx(sum(losses.values()).item())
     assert balancer.last is None
-    assert balancer.get_extra_state()["steps"] == 0
+    assert balancer.state()["steps"] == 0
 
 
 def test_stops_after_so_many_training_steps(method):

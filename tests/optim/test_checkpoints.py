@@ -104,8 +104,8 @@ def test_state_that_appears_with_the_first_step_reaches_a_fresh_template(tmp_pat
     template = get_optimizer_state_dict(other.model, other.optimizer)
     dcp.load(template, checkpoint_id=tmp_path, no_dist=True)
     set_optimizer_state_dict(other.model, other.optimizer, template)
-    assert other.balancer.get_extra_state() == run.balancer.get_extra_state()
-    assert set(other.balancer.get_extra_state()["averages"]) == {"audio", "video"}
+    assert other.balancer.state() == run.balancer.state()
+    assert set(other.balancer.state()["averages"]) == {"audio", "video"}
 
 
 def test_float32_statistics_of_bfloat16_weights_are_exact():
