@@ -199,7 +199,7 @@ def test_a_state_that_does_not_fit_is_refused_and_leaves_everything_as_it_was(ca
     this, that, message = REFUSED[case]
     model = LateFusion()
     mine, theirs = this(model), that(model)
-    for balancer in (theirs, mine) if case not in ("modalities", "shapes") else (theirs,):
+    for balancer in {"modalities": (), "shapes": (theirs,)}.get(case, (theirs, mine)):
         balancer(model.losses(*make_batch())).backward()
     before, children = mine.state_dict(), list(theirs.state_dict().values())
     into, state = (mine.balancer, children[1]) if case == "guarded" else (mine, children[0])

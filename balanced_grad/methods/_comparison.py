@@ -10,8 +10,8 @@ from balanced_grad.capture import Processes
 Scores = Mapping[str, Tensor | float | None]
 
 
-def aligned(names: Sequence[str], given: Scores, like: Tensor) -> Tensor:
-    """``(M,)`` detached scores in the order of ``names``, NaN for the missing ones."""
+def aligned(names: Sequence[str], given: Scores, like: Tensor, *, losses: bool = False) -> Tensor:
+    """``(M,)`` detached scores, or ``losses``, in the order of ``names``, NaN for the missing ones."""
     unknown = [name for name in given if name not in names]
     if unknown:
         raise ValueError(f"scores[{unknown[0]!r}]: there is no such modality; they are {list(names)}")
@@ -19,7 +19,7 @@ def aligned(names: Sequence[str], given: Scores, like: Tensor) -> Tensor:
     if not found:
         raise ValueError(f"no modality of {list(names)} has a score; give at least one, e.g. by bg.scores(...)")
     row = torch.stack([found[name] if name in found else like.new_full((), torch.nan) for name in names])
-    if _on_host(row) and bool((row < 0).any()):
+    if not losses and _on_host(row) and bool((row < 0).any()):
         values = {name: score.item() for name, score in found.items()}
         raise ValueError(f"scores={values}: a score is positive, larger is better; for errors give 1 / error")
     return row
@@ -54,24 +54,36 @@ def across_ranks(scores: Tensor, processes: Processes) -> Tensor:
 
 
 class Window:
-    """Mean scores of the batches that go into one optimizer step: what one large batch would have shown."""
+    """Mean scores of the batches that go into one optimizer step: what one large batch would have shown.
+
+    Scores that are made of losses, ``exp(-L)``, are averaged as losses.
+    """
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
+        self._losses = False
         self._closed = False
 
-    def observe(self, scores: Tensor | None) -> None:
-        """Add a batch; the first one after ``close`` begins anew."""
+    def observe(self, values: Tensor | None, *, losses: bool = False) -> None:
+        """Add a batch of scores, or of losses; the first one after ``close`` begins anew."""
         if self._closed:
             self._sums, self._closed = None, False
-        if scores is not None:
-            sums = torch.stack(summable(scores))
-            self._sums = sums if self._sums is None else self._sums + sums
+        if values is None:
+            return
+        if self._sums is None:
+            self._losses = losses
+        elif losses != self._losses:  # both kinds in one step: as the first one
+            values = torch.exp(-values) if losses else -torch.log(values)
+        sums = torch.stack(summable(values))
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def close(self) -> Tensor | None:
-        """The mean ``(M,)``, NaN where no batch had a score; None if nothing was observed."""
+        """The mean scores ``(M,)``, NaN where no batch had one; None if nothing was observed."""
         self._closed = True
-        return None if self._sums is None else self._sums[0] / self._sums[1]
+        if self._sums is None:
+            return None
+        mean = self._sums[0] / self._sums[1]
+        return torch.exp(-mean) if self._losses else mean
 
 
 def relative_to_others(scores: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ class Modulation(Stateful, Balancer):
             features: not used by methods of this kind.
             scores: modality -> how well it alone predicts this batch, positive, larger is better (see
                 ``bg.scores``); None or left out where it is missing. Default: ``exp(-L_m)`` of the uni-modal
-                losses, for a cross-entropy the geometric mean of the right class's probability.
+                losses, for a cross-entropy the geometric mean of the right class's probability. Over processes and
+                micro-batches, ``L_m`` is the mean, so that the score is that of the whole batch.
         """
         learning = torch.is_grad_enabled()
         with self._processes.together() if learning else nullcontext():
@@ -93,23 +94,25 @@ class Modulation(Stateful, Balancer):
             if not learning:
                 return problem.losses.sum()
             given.require_graph()
-            scores = self._default(problem) if scores is None else scores
             names = self.modalities.names
-            own = aligned(names, scores, problem.losses)
+            from_losses = scores is None
+            values = self._default(problem) if scores is None else scores
+            row = aligned(names, values, problem.losses, losses=from_losses)
             delivery = Delivery(Walk.of(given, once=True), None)
         weights = self.choose(problem).weights
-        seen = across_ranks(own, self._processes)
+        row = across_ranks(row, self._processes)
+        seen = torch.exp(-row) if from_losses else row
         active = self.stop_after is None or self._steps < self.stop_after
         coefficients = self._coefficients(seen) if active else torch.ones_like(seen)
         hooks = self._hooks(coefficients) if active else []
         # Nothing can fail from here on: a refused step leaves the state as it was.
-        self._window.observe(seen if active else None)
+        self._window.observe(row if active else None, losses=from_losses)
         self._steps += self.training
         self.last = Step(
             problem.names,
             problem.losses,
             weights,
-            scores={name: score for name, score in zip(names, seen, strict=True) if scores.get(name) is not None},
+            scores={name: score for name, score in zip(names, seen, strict=True) if values.get(name) is not None},
             coefficients=dict(zip(names, coefficients.unbind(), strict=True)),
             factors=self.factors,
         )
@@ -129,19 +132,17 @@ class Modulation(Stateful, Balancer):
         """Called by a ``BalancedOptimizer``: without a target of its own, the method acts where it has an effect."""
         self._resolved = self.target or ("update" if scale_invariant else "gradient")
 
-    def _check_names(self, names: tuple[str, ...]) -> None:
-        refuse_unknown(names, self.modalities.names, "encoder", "modalities")
-
     def _default(self, problem: Problem) -> Scores:
-        """Scores from the uni-modal losses."""
-        likelihoods = dict(zip(problem.names, torch.exp(-problem.losses).unbind(), strict=True))
-        scores = {name: likelihoods[name] for name in self.modalities.names if name in likelihoods}
-        if not scores:
+        """The uni-modal losses, of which the scores are made when they have been averaged."""
+        refuse_unknown(problem.names, self.modalities.names, "encoder", "modalities")
+        losses = dict(zip(problem.names, problem.losses.unbind(), strict=True))
+        losses = {name: losses[name] for name in self.modalities.names if name in losses}
+        if not losses:
             raise ValueError(
                 f"{type(self).__name__} needs a score per modality: write balancer(losses, scores=bg.scores("
                 f"{{'audio': audio_logits, ...}}, labels)), or give the losses of {list(self.modalities.names)}"
             )
-        return scores
+        return losses
 
     def _coefficients(self, scores: Tensor) -> Tensor:
         who = f"{type(self).__name__}.modulate()"
