@@ -77,10 +77,10 @@ class Balancer(nn.Module, ABC):
             shows norms and conflicts; costs what a Gramian method costs.
 
     Raises:
-        TypeError, ValueError: for losses that are no mapping, empty, no scalars, without a graph, on
-            different devices.
+        TypeError, ValueError: for losses that are no mapping, empty, no scalars, without a graph, on different
+            devices; for options and ``features`` that would have no effect; for what ``weigh`` may not return.
         RuntimeError: for ``create_graph=True``, a second ``backward()``, or parameters whose hooks a captured
-            gradient would bypass.
+            gradient would bypass; inside a model under ``nn.DataParallel``.
     """
 
     needs_losses: ClassVar[bool] = True  # whether weights depend on them: then processes exchange their means

@@ -10,6 +10,7 @@ from balanced_grad.capture import JOINT
 from balanced_grad.notices import Notices
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_ALL = {"mm", "overall", "total", "both", "ensemble"}
 _FUSED = ("joint", "fuse", "fusion", "fusing", "multimodal", "combined")
 
 
@@ -45,7 +46,7 @@ def mention_suspicious(losses: Mapping[str, Tensor | None], notices: Notices) ->
 
 @lru_cache(maxsize=1024)
 def _sounds_fused(name: str) -> bool:
-    words = [word.lower() for word in _WORD.findall(name)]
-    return any(word.startswith(_FUSED) or (word.endswith("joint") and word != "disjoint") for word in words) or (
-        {"multi", "modal"} <= set(words)
-    )
+    words = {word.lower() for word in _WORD.findall(name)}
+    if words & _ALL or {"multi", "modal"} <= words:
+        return True
+    return any(word.startswith(_FUSED) or (word.endswith("joint") and word != "disjoint") for word in words)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import eager
-from balanced_grad.checks import scalar
+from balanced_grad.checks import described, scalar
 from balanced_grad.methods._comparison import across_ranks
 from balanced_grad.methods._shapley import combined, shapley
 from balanced_grad.records import Problem, Weighting
@@ -126,13 +126,23 @@ class AGM(Stateful, Balancer):
         self._latest = {name: row[name] for name in names}, coefficients
         return combined(passes, factors)
 
-    @staticmethod
-    def _pass(muted: Muted, present: tuple[str, ...], full: Tensor) -> Tensor:
+    def _pass(self, muted: Muted, present: tuple[str, ...], full: Tensor) -> Tensor:
         found = muted(present)
-        if found.shape != full.shape:
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"muted({present}) returned {described(found)}; return the logits, as those of all modalities"
+            )
+        if found.shape != full.shape or found.device != full.device:
             raise ValueError(
                 f"the logits with only {list(present)} have shape {tuple(found.shape)}, "
                 f"those of all {tuple(full.shape)}"
+                + (f"; they are on {found.device} and {full.device}" if found.device != full.device else "")
+            )
+        if full.requires_grad and not found.requires_grad:
+            self._notices.say(
+                "muted",
+                f"muted({present}) returned logits without a graph, so AGM's factor does not reach what they are "
+                "computed from; run the muted passes with gradients, without no_grad() or detach()",
             )
         return found
 

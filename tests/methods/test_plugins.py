@@ -228,6 +228,22 @@ def test_agm_takes_one_number_as_the_loss_of_a_share(loss):
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
+        ((torch.ones(4, 2),), TypeError, r"muted\(\('audio',\)\) returned a tuple; return the logits"),
+        (None, TypeError, "returned None; return the logits"),
+        (torch.ones(4, 3), ValueError, r"with only \['audio'\] have shape \(4, 3\)"),
+        (torch.ones(4, 2, device="meta"), ValueError, "on meta and cpu"),
+        (torch.ones(4, 2), bg.InactiveBalancerWarning, "without a graph"),
+    ],
+)
+def test_agm_checks_the_muted_logits(returned, error, message):
+    w = torch.ones(4, 2, requires_grad=True)
+    with pytest.raises(error, match=message):  # warnings are errors here
+        bg.AGM(("audio", "video")).logits(2 * w, lambda present: returned, torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
         (lambda g: g.square(), TypeError, r"Own.moments\(\) returned a tensor of shape.*; return evidence.Moments"),
         (lambda g: (g, g, {}), TypeError, "returned a tuple"),
         (lambda g: Moments(g, g.square(), None), TypeError, "returned None"),
