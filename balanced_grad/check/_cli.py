@@ -4,16 +4,13 @@ import argparse
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from balanced_grad import check
-
-_RETURNS = "it must return (model, losses), or the losses: a mapping such as {'joint': loss, 'audio': audio_loss}"
+from balanced_grad.check._function import RETURNS, Batch
 
 
 class ScriptError(Exception):
@@ -40,8 +37,11 @@ def main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not Path(file).is_file():
         parser.error(f"there is no file {file!r}")
     try:
-        losses, model = result_of(load(Path(file), name), args.target)
-        report = _told(lambda: check.check(losses, model), f"the losses of {args.target} cannot be balanced")
+        batch = batch_of(load(Path(file), name), args.target)
+        report = _told(
+            lambda: check.check(batch.losses, batch.model, optimizer=batch.optimizer),
+            f"the losses of {args.target} cannot be balanced",
+        )
     except ScriptError as error:
         print(f"balanced-grad check: {error}", file=sys.stderr)
         return 1
@@ -64,18 +64,13 @@ def load(file: Path, name: str) -> Callable[[], object]:
     return function
 
 
-def result_of(function: Callable[[], object], target: str) -> tuple[Mapping[str, Any], nn.Module | None]:
-    """Losses and model from what the function returns."""
-    result = _told(function, f"{target} fails when called without arguments; {_RETURNS}")
-    if isinstance(result, tuple) and len(result) == 2:
-        model, losses = result
-        if not isinstance(model, nn.Module):
-            raise ScriptError(f"the first thing that {target} returns is of type {type(model).__name__}; {_RETURNS}")
-    else:
-        model, losses = None, result
-    if not isinstance(losses, Mapping):
-        raise ScriptError(f"{target} returns an object of type {type(losses).__name__}; {_RETURNS}")
-    return losses, model
+def batch_of(function: Callable[[], object], target: str) -> Batch:
+    """Losses, and the model, optimizer and features where the function returns them."""
+    result = _told(function, f"{target} fails when called without arguments; {RETURNS}")
+    try:
+        return Batch.of(result, target)
+    except TypeError as error:
+        raise ScriptError(str(error)) from error
 
 
 def _told(function: Callable[[], Any], what: str) -> Any:
