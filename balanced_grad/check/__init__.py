@@ -6,7 +6,10 @@ batch through it and returns (model, losses), or the losses alone: a mapping of 
 """
 
 from balanced_grad.check._cost import Cost
+from balanced_grad.check._fault import Fault
 from balanced_grad.check._plan import check
 from balanced_grad.check._report import Bystander, Part, Report
+from balanced_grad.check._verification import Verdict, Verification
+from balanced_grad.check._verify import verify
 
-__all__ = ["Bystander", "Cost", "Part", "Report", "check"]
+__all__ = ["Bystander", "Cost", "Fault", "Part", "Report", "Verdict", "Verification", "check", "verify"]

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from balanced_grad.capture import JOINT
 
-_FUSED = re.compile(r"(^|[_\-./ ])(joint|fused?|fusion|multi[_-]?modal|combined|overall|total)([_\-./ ]|$)", re.IGNORECASE)
+_FUSED = re.compile(r"(^|[_\W])(joint|fused?|fusion|multi[_-]?modal|combined|overall|total)([_\W]|$)", re.IGNORECASE)
 _APART = 100.0  # ratio of two losses' values from which their scales are worth a look
 
 
