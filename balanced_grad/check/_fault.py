@@ -4,13 +4,16 @@ from typing import Literal
 Kind = Literal["consumes", "overwrites", "static", "hidden", "hooks", "fails"]
 
 _LOSSES_ONLY = "use a losses-only method (MIMO, Uniform)"
+_TWICE = (
+    "methods that traverse it twice: per-loss gradients where several losses pass through it, and level='features' and "
+    "BOGC where it lies between the features or the block and a loss"
+)
 
 # Per kind: what the operator does, whose gradients that spoils, and the cure.
 _TEXTS: dict[Kind, tuple[str, str, str]] = {
     "consumes": (
         "gives another gradient when the graph is traversed a second time: it writes over what it saved",
-        "methods that traverse it twice: per-loss gradients where several losses pass through it, and level='features' "
-        "and BOGC where it lies between the features or the block and a loss",
+        _TWICE,
         f"{_LOSSES_ONLY}, PyTorch's own operator, or an operator without its in-place mode; in an encoder, "
         "level='features' with features taken behind it",
     ),
@@ -37,7 +40,7 @@ _TEXTS: dict[Kind, tuple[str, str, str]] = {
     ),
     "fails": (
         "fails when gradients are asked for a second time, or by torch.autograd.grad",
-        "methods that take per-loss gradients, level='features' and BOGC",
+        _TWICE,
         f"{_LOSSES_ONLY}, or an operator that keeps what it saved; for activation checkpointing, use_reentrant=False",
     ),
 }

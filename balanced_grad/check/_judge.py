@@ -1,9 +1,7 @@
 """One step of a kind of method beside separate backwards on fresh graphs."""
 
-import traceback
 import warnings
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +11,12 @@ from balanced_grad.capture import ParameterFilter, Plan
 from balanced_grad.check._compare import errors, kept
 from balanced_grad.check._replay import Replay, Step
 from balanced_grad.check._separate import Separate
+from balanced_grad.check._text import said
 from balanced_grad.check._verification import Verdict
 from balanced_grad.methods import Uniform
 from balanced_grad.notices import InactiveBalancerWarning
 
 _SCALE = 4.0  # of the loss, as GradScaler has one; a power of two, like the weights, so that neither costs precision
-_LONGEST = 500  # characters of an error that are shown
-_PACKAGE = str(Path(__file__).parent.parent)
 
 LOSSES_ONLY, PER_LOSS, FEATURES = (
     "losses only (MIMO, Uniform)",
@@ -53,7 +50,7 @@ def _verdict(
                 warnings.simplefilter("ignore", InactiveBalancerWarning)
                 (balancer(step.losses_by_name, features=features) * _SCALE).backward()
         except Exception as error:
-            return Verdict(kind, refused=_said(error))
+            return Verdict(kind, refused=said(error))
         grads = {name: grad / _SCALE for name, grad in kept(step.tensors).items()}
     wrong = errors(grads, separate.balanced, separate.sizes)
     wrong = {name: error for name, error in wrong.items() if error > tolerances.get(name, tolerance)}
@@ -94,11 +91,3 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
     size = float(expected.norm())
     distance = float((actual.detach().to("cpu", torch.float64) - expected).norm())
     return distance / size if size > 0 else distance
-
-
-def _said(error: Exception) -> str:
-    """An error for the report: what the balancer says itself, or the type of another one in front."""
-    frames = traceback.extract_tb(error.__traceback__)
-    message = " ".join(str(error).split())[:_LONGEST]
-    ours = bool(frames) and frames[-1].filename.startswith(_PACKAGE)
-    return message if ours else f"{type(error).__name__}: {message}"

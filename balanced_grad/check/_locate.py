@@ -9,6 +9,7 @@ from torch.autograd.graph import Node
 from balanced_grad.check._fault import Fault
 from balanced_grad.check._nodes import is_custom, operator, variable
 from balanced_grad.check._replay import Step
+from balanced_grad.check._text import said
 from balanced_grad.check._trace import Prints, Trace, Tracer, Visit, alike
 
 _CLOSER = 100  # how much closer to each other what comes in must be than what goes out, for the operator to be blamed
@@ -25,10 +26,9 @@ def locate(step: Step, tolerance: float) -> tuple[list[Fault], list[Fault]]:
     for node in trace.handed:
         if node not in consuming and _is_static(trace, node):
             faults.append(Fault("static", operator(node), step.module_of(node)))
-    if trace.failure is not None:
-        last, error = trace.failure
+    for last, error in trace.failures:
         what, where = ("an operator", "") if last is None else (operator(last), step.module_of(last))
-        faults.append(Fault("fails", what, where, detail=f"{type(error).__name__}: {error}"))
+        faults.append(Fault("fails", what, where, detail=said(error)))
     return _once(faults), _once(_overwriters(step, trace))
 
 

@@ -1,5 +1,6 @@
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Replay:
         """Losses on a fresh graph, computed with the same random numbers each time."""
         self._restore()
         self._called, self._starts, self._spans = [], [], []
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")  # ours, which may
             batch = Batch.of(self._function(), name_of(self._function))
         losses = Losses.check(batch.losses)
         losses.require_graph()
@@ -126,6 +128,8 @@ class Replay:
         return tensors, buffers, spans
 
     def _enter(self, module: nn.Module, _: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # the compiled module around it has been seen
         for each in module.modules() if module not in self._buffers else ():
             tensors = {name: buffer for name, buffer in each._buffers.items() if buffer is not None}
             self._buffers.setdefault(each, {name: (buffer, buffer.clone()) for name, buffer in tensors.items()})
@@ -133,7 +137,7 @@ class Replay:
         self._starts.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
     def _leave(self, module: nn.Module, _: Any, __: Any) -> None:
-        if self._starts:
+        if not torch.compiler.is_compiling() and self._starts:
             self._spans.append((module, self._starts.pop(), torch.autograd._get_sequence_nr()))  # type: ignore[attr-defined]
 
     @torch.no_grad()

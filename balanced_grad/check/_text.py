@@ -1,10 +1,14 @@
 import textwrap
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from balanced_grad.check._names import collapsed
 
 _WIDTH = 120
+_LONGEST = 300  # characters of an error that are shown
+_PACKAGE = str(Path(__file__).parent.parent)
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
@@ -41,3 +45,11 @@ def size(count: int) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} GB"
+
+
+def said(error: Exception) -> str:
+    """An error for the report: what the balancer says itself, or the type of another one in front."""
+    frames = traceback.extract_tb(error.__traceback__)
+    message = textwrap.shorten(str(error), _LONGEST, placeholder=" ...")
+    ours = bool(frames) and frames[-1].filename.startswith(_PACKAGE)
+    return message if ours else f"{type(error).__name__}: {message}"

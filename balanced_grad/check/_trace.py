@@ -39,7 +39,7 @@ class Trace:
         hidden: per custom node, names of parameters whose ``.grad`` it wrote.
         spoiled: names of leaves whose gradients were written over after they had arrived.
         seeds: names of losses whose seed was written over.
-        failure: the node that was executed when a traversal failed, and the error.
+        failures: the node that was executed when a traversal failed, and the error.
     """
 
     visits: dict[Node, list[Visit]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Trace:
     hidden: dict[Node, set[str]] = field(default_factory=dict)
     spoiled: dict[str, None] = field(default_factory=dict)
     seeds: dict[str, None] = field(default_factory=dict)
-    failure: tuple[Node | None, Exception] | None = None
+    failures: list[tuple[Node | None, Exception]] = field(default_factory=list)
 
 
 class Tracer:
@@ -77,8 +77,6 @@ class Tracer:
             for name, loss in zip(self._step.losses.names, self._step.losses.tensors, strict=True):
                 for _ in range(2):
                     self._traverse(name, loss, leaves)
-        except Exception as error:
-            self.trace.failure = (self._open[-1] if self._open else None, error)
         finally:
             for handle in handles:
                 handle.remove()
@@ -88,7 +86,11 @@ class Tracer:
         self._loss, self._arrived, self._given_out, self._open = name, {}, [], []
         seed = torch.full_like(loss, _SCALE)
         edges = [GradientEdge(node, 0) for node in leaves]
-        grads = torch.autograd.grad(loss, edges, seed, retain_graph=True, allow_unused=True)
+        try:
+            grads = torch.autograd.grad(loss, edges, seed, retain_graph=True, allow_unused=True)
+        except Exception as error:
+            self.trace.failures.append((self._open[-1] if self._open else None, error))
+            return
         if seed.item() != _SCALE:
             self.trace.seeds[name] = None
         for leaf, grad in zip(leaves.values(), grads, strict=True):

@@ -187,6 +187,17 @@ def test_an_operator_that_deletes_what_it_saved():
     assert ("fails", "Frees") in blamed(verification)
 
 
+def test_an_operator_in_a_head_that_deletes_what_it_saved():
+    def function():
+        model = Net(loss=lambda z, y: cross_entropy(operators.Frees.apply(z), y))
+        return model, model.losses(*batch())
+
+    verification = verify(function)
+    assert verdicts(verification) == [True, True]  # each loss passes through its own
+    assert blamed(verification) == {("fails", "Frees")}
+    assert "BOGC" in verification.faults[0].affects
+
+
 def test_reentrant_checkpointing():
     class Reentrant(Net):
         def losses(self, x, y):
@@ -255,6 +266,10 @@ class Checkpointed(Net):
         return {"joint": cross_entropy(self.joint(h), y), "audio": cross_entropy(self.audio(h), y)}
 
 
+def compiled():
+    return Net(torch.compile(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), backend="aot_eager", fullgraph=True))
+
+
 def bert():
     from transformers import BertConfig, BertModel
 
@@ -283,7 +298,7 @@ def adapted():
     return model
 
 
-@pytest.mark.parametrize("make", [Net, Convolutional, Recurrent, Checkpointed, bert, adapted])
+@pytest.mark.parametrize("make", [Net, Convolutional, Recurrent, Checkpointed, compiled, bert, adapted])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_is_right_is_said_to_be(make, dtype):
     def function():
