@@ -4,16 +4,13 @@ import argparse
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from balanced_grad import check
-
-_RETURNS = "it must return (model, losses), or the losses: a mapping such as {'joint': loss, 'audio': audio_loss}"
+from balanced_grad.check._function import RETURNS, Batch
 
 
 class ScriptError(Exception):
@@ -30,23 +27,44 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.set_defaults(run=partial(main, parser))
     parser.add_argument("target", metavar="FILE.py:FUNCTION", help="a function that returns (model, losses)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare one step of each kind of method with separate backwards, and name operators that come between; "
+        "status 1 if anything is wrong",
+    )
 
 
 def main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    """Print the plan; status 1 with an explanation where the script does not give one."""
+    """Print the plan, or what was verified; status 1 where something is wrong, with an explanation."""
     file, colon, name = args.target.rpartition(":")
     if not (colon and file and name):
         parser.error(f"{args.target!r} names no function; write FILE.py:FUNCTION, such as train.py:first_batch")
     if not Path(file).is_file():
         parser.error(f"there is no file {file!r}")
     try:
-        losses, model = result_of(load(Path(file), name), args.target)
-        report = _told(lambda: check.check(losses, model), f"the losses of {args.target} cannot be balanced")
+        function = load(Path(file), name)
+        return _verify(function, args.target) if args.verify else _check(function, args.target)
     except ScriptError as error:
         print(f"balanced-grad check: {error}", file=sys.stderr)
         return 1
+
+
+def _check(function: Callable[[], object], target: str) -> int:
+    batch = batch_of(function, target)
+    report = _told(
+        lambda: check.check(batch.losses, batch.model, optimizer=batch.optimizer),
+        f"the losses of {target} cannot be balanced",
+    )
     print(report)
     return 0
+
+
+def _verify(function: Callable[[], object], target: str) -> int:
+    batch_of(function, target)  # for its errors
+    verification = _told(lambda: check.verify(function), f"{target} cannot be verified")
+    print(verification)
+    return 0 if verification.ok else 1
 
 
 def load(file: Path, name: str) -> Callable[[], object]:
@@ -64,18 +82,13 @@ def load(file: Path, name: str) -> Callable[[], object]:
     return function
 
 
-def result_of(function: Callable[[], object], target: str) -> tuple[Mapping[str, Any], nn.Module | None]:
-    """Losses and model from what the function returns."""
-    result = _told(function, f"{target} fails when called without arguments; {_RETURNS}")
-    if isinstance(result, tuple) and len(result) == 2:
-        model, losses = result
-        if not isinstance(model, nn.Module):
-            raise ScriptError(f"the first thing that {target} returns is of type {type(model).__name__}; {_RETURNS}")
-    else:
-        model, losses = None, result
-    if not isinstance(losses, Mapping):
-        raise ScriptError(f"{target} returns an object of type {type(losses).__name__}; {_RETURNS}")
-    return losses, model
+def batch_of(function: Callable[[], object], target: str) -> Batch:
+    """Losses, and the model, optimizer and features where the function returns them."""
+    result = _told(function, f"{target} fails when called without arguments; {RETURNS}")
+    try:
+        return Batch.of(result, target)
+    except TypeError as error:
+        raise ScriptError(str(error)) from error
 
 
 def _told(function: Callable[[], Any], what: str) -> Any:

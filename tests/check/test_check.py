@@ -7,7 +7,7 @@ from torch import nn
 import balanced_grad as bg
 from balanced_grad.__main__ import main
 from balanced_grad.check import Cost, check
-from balanced_grad.check._names import covering
+from balanced_grad.check._names import collapsed, covering
 from tests.conftest import MODALITIES, LateFusion, make_batch
 
 
@@ -94,6 +94,22 @@ def test_names_are_as_few_as_say_the_same(chosen, expected):
     assert covering(chosen, ["a.b.w", "a.b.v", "a.c", "d"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([f"h.{i}.w" for i in range(4)], ["h.{0..3}.w"]),
+        ([f"h.{i}.w" for i in (0, 2, 4, 5, 6)], ["h.{0,2,4..6}.w"]),
+        ([f"h.{i}.{w}" for i in range(3) for w in ("weight", "bias")], ["h.{0..2}.{bias,weight}"]),
+        ([f"{m}.{p}_proj.w" for m in "ab" for p in "qv"] + ["c"], ["{a,b}.{q,v}_proj.w", "c"]),
+        (["audio.*", "video.*", "fused.bias"], ["audio.*", "video.*", "fused.bias"]),
+        (["h.0.w", "h.1.b"], ["h.0.w", "h.1.b"]),
+        ([], []),
+    ],
+)
+def test_names_that_differ_in_few_places_are_one(names, expected):
+    assert collapsed(names) == expected
+
+
 GOOD = """
     import torch
     from helper import width
@@ -108,6 +124,13 @@ GOOD = """
 
     def broken():
         return batch()[1]["smell"]
+
+    def stepped():
+        model, losses = batch()
+        return model, losses, torch.optim.SGD(model["audio"].parameters(), lr=0.1)
+
+    def odd():
+        return (*batch(), 3)
 
     def pair():
         return batch()[1], batch()[0]
@@ -145,9 +168,15 @@ def test_the_command_prints_the_report(script, capsys, function, where):
     assert "bytes reduced per process and step" in out
 
 
+def test_the_function_may_return_its_optimizer(script, capsys):
+    assert main(["check", f"{script / 'train.py'}:stepped"]) == 0
+    assert "note: the optimizer does not hold head.*" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("target", "messages"),
     [
+        ("train.py:odd", ["thing 3 that", "is of type int; it must return (model, losses)"]),
         ("train.py:nope", ["has no function 'nope'; it has batch, losses, broken"]),
         (
             "train.py:broken",
