@@ -74,7 +74,7 @@ class Attachment(nn.Module):
         """
         logits = self._fitted(self.logits(), labels)
         if self._watch is not None and torch.is_grad_enabled():
-            self._watch.look(logits)
+            self._watch.look(name for name in logits if not self._stepped(name))
         cut = sorted(self._source.cut)
         self._source.release()
         if cut and joint is not None and joint.requires_grad:
@@ -101,6 +101,14 @@ class Attachment(nn.Module):
         else:
             cure = "if the model's output was read wrongly, give logits=, a function from it to logits"
         return {name: fitted(self.task, name, found, labels, cure) for name, found in logits.items()}
+
+    def _stepped(self, name: str) -> bool:
+        """Whether an optimizer has a state for the head: it has moved, even if past the version of its parameters."""
+        assert self.heads is not None
+        optimizers = [
+            optimizer for optimizer in (reference() for reference in self._optimizers) if optimizer is not None
+        ]
+        return any(p in optimizer.state for p in self.heads[name].parameters() for optimizer in optimizers)
 
     def add_to(self, optimizer: Optimizer, **options: Any) -> None:
         """Give the heads to the optimizer as a parameter group of their own, with its defaults or these ``options``.

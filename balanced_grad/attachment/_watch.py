@@ -64,7 +64,7 @@ _UNSTEPPED = (
     "resets: their losses pull the encoders towards random heads. Give them to the optimizer: aux.add_to(optimizer)"
 )
 _UNGRADED = (
-    "the heads of {names} have received no gradient in {calls} calls of losses() in which their encoders moved. Give "
-    "their losses to the balancer; if it has params=, add the heads to it: params=[*model.parameters(), "
-    "*aux.parameters()]; and aux.add_to(optimizer)"
+    "the heads of {names} have not moved in {calls} calls of losses() in which their encoders did, and hold no "
+    "gradient. Give their losses to the balancer, where it has params= the heads too: params=[*model.parameters(), "
+    "*aux.parameters()], and the heads to the optimizer: aux.add_to(optimizer)"
 )
