@@ -3,6 +3,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -155,7 +156,8 @@ class BalancedOptimizer(Optimizer):
         before = deepcopy(self.balancer.state_dict())
         try:
             if packed is not None:
-                self.balancer.load_state_dict(_checkpoint.balancer_state(packed, self.balancer))
+                with torch.inference_mode(False):  # what is loaded stays
+                    self.balancer.load_state_dict(_checkpoint.balancer_state(packed, self.balancer))
             self.base.load_state_dict(inner)
         except Exception:
             self.balancer.load_state_dict(before)
