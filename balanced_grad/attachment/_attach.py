@@ -6,12 +6,15 @@ from torch import Tensor, nn
 
 from balanced_grad.attachment._attachment import Attachment
 from balanced_grad.attachment._heads import Heads
+from balanced_grad.attachment._masks import Masks
 from balanced_grad.attachment._mute import Inputs, Mute, Muted
 from balanced_grad.attachment._outputs import EncoderOutputs
-from balanced_grad.attachment._pooling import Pool
+from balanced_grad.attachment._pooling import Pool, Pooling
 from balanced_grad.attachment._split import Split
+from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.methods import Task
+from balanced_grad.notices import Notices
 
 Value = TypeVar("Value")
 
@@ -25,6 +28,7 @@ def attach(
     split: nn.Linear | None = None,
     mute: Inputs | Muted | None = None,
     pool: Pool | Mapping[str, Pool] | None = None,
+    mask: str | Mapping[str, str | None] | None = None,
     widths: Mapping[str, int] | None = None,
     stop_gradient: bool = False,
     logits: Callable[[Any], Tensor] | None = None,
@@ -47,8 +51,13 @@ def attach(
         mute: name -> argument of ``model.forward``, or several; or a function ``present -> logits`` that runs the
             model on this batch with all other modalities muted. Passes run in eval mode.
         pool: function from an encoder's output to features ``(B, D)``, for all or by name. Default: Hugging Face's
-            ``pooler_output``, else ``last_hidden_state``, else the first tensor; ``(B, T, D)`` averaged over time,
-            ``(B, D, H, W)`` and the like over space.
+            ``pooler_output``, else ``last_hidden_state``, else the first tensor; ``(B, T, D)`` averaged over the time
+            that is no padding, ``(B, D, H, W)`` and the like over space. A pool with an argument ``mask`` gets
+            ``(B, T)``, True where there is no padding, or None.
+        mask: the argument that says what is padding, of the encoder or else of the model, for all or by name; None
+            by name: no mask. True is padding where the argument's name has "padding" in it, and no padding where not;
+            integers ``(B,)`` are lengths. Default: what the encoder is called with as ``attention_mask``,
+            ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``.
         widths: name -> ``D``: makes the heads at once, beside the encoder's parameters. Default: at the first batch,
             on the features' device and in their dtype (float32 under autocast).
         stop_gradient: train the heads as probes only, no gradient to the encoders: for methods that need scores of a
@@ -88,22 +97,25 @@ def attach(
     _check(model, task, {"num_outputs": num_outputs, "split": split, "mute": mute})
     names = tuple(modalities)
     if mute is not None:
-        _refuse("mute", pool=pool, widths=widths, stop_gradient=stop_gradient or None)
+        _refuse("mute", pool=pool, mask=mask, widths=widths, stop_gradient=stop_gradient or None)
         muted = Mute(model, names, _inputs(mute, names) if isinstance(mute, Mapping) else mute, logits)
         return Attachment(muted, task, None, muted)
     _refuse("num_outputs" if split is None else "split", logits=logits)
     encoders = _encoders(model, modalities)
-    pools = _named("pool", pool, names) if isinstance(pool, Mapping) else dict.fromkeys(names, pool) if pool else {}
+    notices = Notices()
+    pooling = Pooling(_by_name("pool", pool, names), Masks(model, _by_name("mask", mask, names), notices))
     widths = _named("widths", widths or {}, names)
     rule: Heads | Split
+    heads, watch = None, None
     if split is not None:
-        heads, rule = None, Split(names, split, widths)
+        rule = Split(names, split, widths)
     else:
         assert num_outputs is not None
-        heads = rule = Heads(names, num_outputs, seed)
-        heads.build(widths, {name: _like(encoder, model) for name, encoder in encoders.items()})
-    outputs = EncoderOutputs(model, encoders, rule, pools=pools, stop_gradient=stop_gradient)
-    return Attachment(outputs, task, heads, None)
+        heads = rule = Heads(num_outputs, seed, {name: _like(encoder, model) for name, encoder in encoders.items()})
+        heads.build(widths)
+        watch = HeadsWatch(heads, {} if stop_gradient else encoders, notices)
+    outputs = EncoderOutputs(model, encoders, rule, pooling=pooling, stop_gradient=stop_gradient)
+    return Attachment(outputs, task, heads, None, watch)
 
 
 def _check(model: object, task: object, ways: Mapping[str, object]) -> None:
@@ -123,6 +135,13 @@ def _refuse(way: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name}= has no meaning with {way}=; leave it out")
+
+
+def _by_name(setting: str, value: Value | Mapping[str, Value] | None, names: tuple[str, ...]) -> dict[str, Value]:
+    """A setting for all modalities, or of some by name."""
+    if value is None:
+        return {}
+    return _named(setting, value if isinstance(value, Mapping) else dict.fromkeys(names, value), names)
 
 
 def _named(setting: str, given: Mapping[str, Value], names: tuple[str, ...]) -> dict[str, Value]:

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from balanced_grad.attachment._heads import Heads
 from balanced_grad.attachment._mute import Muted
 from balanced_grad.attachment._tasks import fitted, task_loss
+from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.methods import Task, scores
 
@@ -37,12 +38,15 @@ class Attachment(nn.Module):
     ``losses`` has been called or the next forward begins.
     """
 
-    def __init__(self, source: Source, task: Task, heads: Heads | None, muted: Muted | None) -> None:
+    def __init__(
+        self, source: Source, task: Task, heads: Heads | None, muted: Muted | None, watch: HeadsWatch | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.task = task
         self.muted = muted
         self._source = source
+        self._watch = watch
         self._detached: dict[str, Tensor] = {}
         self._optimizers: list[ref[Optimizer]] = []
 
@@ -63,8 +67,14 @@ class Attachment(nn.Module):
             joint: the model's own loss; None where the batch has none.
             labels: ``(B,)`` classes, of which -100 are left out; ``(B, outputs)`` of 0 or 1; or ``(B,)`` or
                 ``(B, outputs)`` targets.
+
+        Raises:
+            RuntimeError: without a batch, or for encoders whose outputs came without a graph.
+            TypeError, ValueError: for labels that do not fit the task or the logits.
         """
-        logits = {name: fitted(self.task, found, labels) for name, found in self.logits().items()}
+        logits = self._fitted(self.logits(), labels)
+        if self._watch is not None and torch.is_grad_enabled():
+            self._watch.look(name for name in logits if not self._stepped(name))
         cut = sorted(self._source.cut)
         self._source.release()
         if cut and joint is not None and joint.requires_grad:
@@ -83,7 +93,22 @@ class Attachment(nn.Module):
         if not (fresh or self._detached):
             self.logits()  # says what is missing
         logits = fresh or self._detached
-        return scores({name: fitted(self.task, found, labels) for name, found in logits.items()}, labels, self.task)
+        return scores(self._fitted(logits, labels), labels, self.task)
+
+    def _fitted(self, logits: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        if self.muted is None:
+            cure = "if the encoder's output was read wrongly, give pool=, a function from it to features (B, D)"
+        else:
+            cure = "if the model's output was read wrongly, give logits=, a function from it to logits"
+        return {name: fitted(self.task, name, found, labels, cure) for name, found in logits.items()}
+
+    def _stepped(self, name: str) -> bool:
+        """Whether an optimizer has a state for the head: it has moved, even if past the version of its parameters."""
+        assert self.heads is not None
+        optimizers = [
+            optimizer for optimizer in (reference() for reference in self._optimizers) if optimizer is not None
+        ]
+        return any(p in optimizer.state for p in self.heads[name].parameters() for optimizer in optimizers)
 
     def add_to(self, optimizer: Optimizer, **options: Any) -> None:
         """Give the heads to the optimizer as a parameter group of their own, with its defaults or these ``options``.

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 class Heads(nn.ModuleDict):
     """One linear head per modality, of a width, device and dtype found at the first batch."""
 
-    def __init__(self, names: tuple[str, ...], outputs: int, seed: int) -> None:
-        super().__init__({name: LazyHead(outputs, seed + index) for index, name in enumerate(names)})
+    def __init__(self, outputs: int, seed: int, like: Mapping[str, Tensor]) -> None:
+        heads = {name: LazyHead(outputs, seed + index, encoder) for index, (name, encoder) in enumerate(like.items())}
+        super().__init__(heads)
 
     def logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``(..., outputs)`` per modality that has features."""
         return {name: self._head(name)(feature) for name, feature in features.items()}
 
-    def build(self, widths: Mapping[str, int], like: Mapping[str, Tensor]) -> None:
-        """Make the heads now, on the device and in the dtype of given tensors."""
+    def build(self, widths: Mapping[str, int]) -> None:
+        """Make the heads now, on the device and in the dtype of the encoders."""
         for name, width in widths.items():
-            self._head(name).initialize_parameters(like[name].new_empty(0, width))
+            head = self._head(name)
+            head.initialize_parameters(torch.empty(0, width, device=head.weight.device, dtype=head.weight.dtype))
 
     def _head(self, name: str) -> "LazyHead":
         head = self[name]
@@ -32,12 +34,13 @@ class LazyHead(nn.LazyLinear):
     """A linear layer whose parameters an optimizer can hold, and a checkpoint fill, before its width is known.
 
     Drawn as ``nn.Linear`` draws, but from a generator of its own: attaching must not change the model's randomness.
+    Whatever makes the parameters leaves inference mode first: a validation may come before the training.
     """
 
-    def __init__(self, outputs: int, seed: int) -> None:
-        with warnings.catch_warnings():
+    def __init__(self, outputs: int, seed: int, like: Tensor) -> None:
+        with warnings.catch_warnings(), torch.inference_mode(False):
             warnings.simplefilter("ignore")  # older releases of torch call lazy modules experimental
-            super().__init__(outputs)
+            super().__init__(outputs, device=like.device, dtype=like.dtype)
         self._seed = seed
 
     def initialize_parameters(self, input: Tensor) -> None:
@@ -45,12 +48,13 @@ class LazyHead(nn.LazyLinear):
         if self.has_uninitialized_params():
             width = input.shape[-1]
             dtype = torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
-            generator = torch.Generator().manual_seed(self._seed)
+            generator = torch.Generator("cpu").manual_seed(self._seed)
             bound = 1 / math.sqrt(width) if width else 0.0
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 for parameter, shape in ((self.weight, (self.out_features, width)), (self.bias, (self.out_features,))):
                     parameter.materialize(shape, input.device, dtype)
-                    parameter.copy_(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+                    drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
+                    parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         self._check_width(input)
         super().initialize_parameters(input)
 
@@ -71,4 +75,5 @@ class LazyHead(nn.LazyLinear):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if prefix + "weight" in state_dict or not self.has_uninitialized_params():
-            super()._load_from_state_dict(state_dict, prefix, *rest)
+            with torch.inference_mode(False):
+                super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_grad.attachment._mute import muting
-from balanced_grad.attachment._pooling import Pool, pooled
+from balanced_grad.attachment._pooling import Pooling
 from balanced_grad.capture import eager
 
 
@@ -30,7 +30,7 @@ class EncoderOutputs:
         encoders: Mapping[str, nn.Module],
         rule: Rule,
         *,
-        pools: Mapping[str, Pool],
+        pooling: Pooling,
         stop_gradient: bool,
     ) -> None:
         self.features: dict[str, Tensor] = {}
@@ -38,10 +38,13 @@ class EncoderOutputs:
         self._copied = False
         self._names = tuple(encoders)  # in the user's order, whatever that of the calls
         self._rule = rule
-        self._pools = pools
+        self._pooling = pooling
         self._stop_gradient = stop_gradient
-        self._handles = [model.register_forward_pre_hook(self._begin)]
-        self._handles += [e.register_forward_hook(partial(self._keep, name)) for name, e in encoders.items()]
+        self._handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        self._handles += [
+            encoder.register_forward_hook(partial(self._keep, name), with_kwargs=True)
+            for name, encoder in encoders.items()
+        ]
 
     def logits(self) -> dict[str, Tensor]:
         """Modality -> logits, for those whose encoder ran."""
@@ -50,6 +53,8 @@ class EncoderOutputs:
     def release(self) -> None:
         """Forget the batch."""
         self.features, self.cut = {}, set()
+        if not self._copied:
+            self._pooling.masks.release()
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -59,15 +64,16 @@ class EncoderOutputs:
         self.release()
 
     @eager
-    def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._listening():
             self.release()
+            self._pooling.masks.begin((args, kwargs))
 
     @eager
-    def _keep(self, name: str, encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _keep(self, name: str, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._listening():
             return
-        feature = pooled(name, output, self._pools.get(name))
+        feature = self._pooling(name, encoder, (args, kwargs), output)
         self.features[name] = feature.detach() if self._stop_gradient else feature
         if not (feature.requires_grad or self._stop_gradient) and any(p.requires_grad for p in encoder.parameters()):
             self.cut.add(name)

@@ -1,5 +1,6 @@
 """The loss of each task; its score is ``bg.scores``."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
@@ -15,7 +16,29 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     return mse_loss(logits, labels.to(logits.dtype))
 
 
-def fitted(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """``(B, 1)`` predictions in the shape of ``(B,)`` labels; others as they are."""
-    single = task != "classification" and logits.shape[-1:] == (1,) and logits.dim() == labels.dim() + 1
-    return logits.squeeze(-1) if single else logits
+def fitted(task: Task, name: str, logits: Tensor, labels: Tensor, cure: str) -> Tensor:
+    """The logits, ``(B, 1)`` predictions in the shape of ``(B,)`` labels; refuses those that do not fit the labels."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels are a {type(labels).__name__}; give a tensor: torch.as_tensor(labels)")
+    if task == "classification":
+        _refuse_other_than_classes(labels)
+        fits = logits.shape[:-1].numel() == labels.numel()
+    else:
+        single = logits.shape[-1:] == (1,) and logits.dim() == labels.dim() + 1
+        logits = logits.squeeze(-1) if single else logits
+        fits = logits.shape == labels.shape
+    if not fits:
+        wanted = "one label per row" if task == "classification" else "labels of the same shape"
+        raise ValueError(
+            f"the logits of {name!r} have shape {tuple(logits.shape)} and the labels {tuple(labels.shape)}, but "
+            f"task={task!r} needs {wanted}; {cure}"
+        )
+    return logits
+
+
+def _refuse_other_than_classes(labels: Tensor) -> None:
+    if labels.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, but task='classification' needs the index of "
+            "each class: write labels.long(), or task='multilabel' or 'regression' if they are no classes"
+        )

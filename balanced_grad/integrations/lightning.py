@@ -6,13 +6,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.integrations._values import log_values
+from balanced_grad.optim import ActivityWatch
+
+_CURE = "return balancer(losses) from training_step, and give the logger the very balancer that is called"
 
 
 class BalanceLogger(Callback):
     """Adds losses, weights and conflict of every training batch to the module's logs; see ``log_values``.
 
     Give it to the trainer: ``Trainer(callbacks=[BalanceLogger(balancer)])``. Nothing waits for the device: Lightning
-    reads values when it logs them, every ``log_every_n_steps``.
+    reads values when it logs them, every ``log_every_n_steps``. A balancer that is not called is said once, as a
+    ``bg.InactiveBalancerWarning``.
 
     Args:
         balancer: the balancer whose scalar ``training_step`` returns.
@@ -24,10 +28,12 @@ class BalanceLogger(Callback):
     def __init__(self, balancer: Balancer, prefix: str = "balance/") -> None:
         self.balancer = balancer
         self.prefix = prefix
+        self._activity = ActivityWatch(balancer, _CURE, at_once=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called by Lightning."""
+        self._activity.look()
         values = log_values(self.balancer.last, self.prefix)
         pl_module.log_dict({name: value.float() for name, value in values.items()}, batch_size=1)

@@ -1,3 +1,5 @@
+import re
+
 from torch.optim import Optimizer
 
 # By name, so that optimizers of other libraries and of newer releases of torch are known without importing them;
@@ -6,7 +8,9 @@ _NORMALISING = (
     *("adam", "adagrad", "adadelta", "adafactor", "adabelief", "adan", "rmsprop", "rprop", "yogi", "prodigy"),
     *("lamb", "novograd", "lion", "signsgd", "signum", "muon", "shampoo", "soap", "sophia"),
 )
-_INNER = ("base", "optimizer", "base_optimizer")
+# Whole words only: AdEMAMix averages gradients, and SWATS is no average at all.
+_AVERAGING = re.compile(r"(?i:schedule_?free|lookahead|averag|polyak)|^(EMA|SWA)($|_|[A-Z][a-z])|(EMA|SWA)$")
+_INNER = ("base", "optimizer", "base_optimizer", "_base_optimizer", "_optimizer", "optim")
 
 
 def is_scale_invariant(optimizer: Optimizer) -> bool:
@@ -26,12 +30,24 @@ def is_scale_invariant(optimizer: Optimizer) -> bool:
     return any(_normalises(kind.__name__.lower()) for layer in layers(optimizer) for kind in type(layer).__mro__)
 
 
+def averaging(optimizer: Optimizer) -> str | None:
+    """The class that keeps an average of the weights, or another sequence of them, beside the weights it trains.
+
+    By name, as above: schedule-free optimizers, Lookahead, stochastic weight averaging and the like. Such a sequence
+    is made inside the step, so it would not know of a factor that is put on the step afterwards. Not ASGD, whose
+    average is a by-product.
+    """
+    kinds = [kind.__name__ for layer in layers(optimizer) for kind in type(layer).__mro__]
+    return next((name for name in kinds if _AVERAGING.search(name)), None)
+
+
 def layers(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizer, what it wraps, what that wraps, and so on."""
     found = [optimizer]
     while True:
-        inner = next((getattr(found[-1], name, None) for name in _INNER if hasattr(found[-1], name)), None)
-        if not isinstance(inner, Optimizer) or any(inner is layer for layer in found):
+        candidates = (getattr(found[-1], name, None) for name in _INNER)
+        inner = next((layer for layer in candidates if isinstance(layer, Optimizer)), None)
+        if inner is None or any(inner is layer for layer in found):
             return found
         found.append(inner)
 

@@ -3,10 +3,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.checks import described
 from balanced_grad.optim._groups import ModalityGroups
+from balanced_grad.optim._scale_invariance import averaging
 
 
 class ScaledUpdate:
@@ -19,11 +21,13 @@ class ScaledUpdate:
     zero leaves ``p_after`` or ``p_before`` as it is, bit by bit.
     """
 
-    def __init__(self, balancer: Balancer, modalities: ModalityGroups | None) -> None:
+    def __init__(self, base: Optimizer, balancer: Balancer, modalities: ModalityGroups | None) -> None:
+        self._base = base
         self._balancer = balancer
         self._modalities = modalities
         self._factors: list[Tensor] = []
         self._after: list[Tensor] = []
+        self.scales = False
         self._before: list[Tensor] = []
         # One parameter per modality and its version, to notice a base that moves before it evaluates its closure.
         self._still = [(p, p._version) for p in modalities.representatives()] if modalities else []
@@ -41,7 +45,10 @@ class ScaledUpdate:
             parameters = self._parameters(name, scale)
             self._after += parameters
             self._factors += _like(scale, parameters)
-        if self._after and any(p._version != version for p, version in self._still):
+        self.scales = bool(self._after)
+        if self.scales:
+            self._refuse_averaging()
+        if self.scales and any(p._version != version for p, version in self._still):
             raise RuntimeError(
                 "the base optimizer moves parameters before it evaluates its closure, as sharpness-aware ones do, so "
                 f"{type(self._balancer).__name__} cannot scale its update; use target='gradient'"
@@ -55,6 +62,15 @@ class ScaledUpdate:
             torch._foreach_lerp_(self._before, self._after, self._factors)  # exact at both ends, unlike before + f Δ
             torch._foreach_copy_(self._after, self._before)
         self._after = []
+
+    def _refuse_averaging(self) -> None:
+        kind = averaging(self._base)
+        if kind is not None:
+            who = type(self._balancer).__name__
+            raise RuntimeError(
+                f"{kind} keeps averaged weights, which would not know of the factors that {who} puts on its update; "
+                "use target='gradient', or an optimizer without averages, e.g. torch.optim.AdamW"
+            )
 
     def _parameters(self, name: str, scale: object) -> list[Tensor]:
         who = type(self._balancer).__name__

@@ -1,5 +1,4 @@
-import warnings
-
+from balanced_grad.notices import Notices
 from balanced_grad.optim._groups import ModalityGroups
 
 SILENT_STEPS = 100
@@ -11,8 +10,9 @@ class SilenceWatch:
     What counts is whether ``.grad`` is there, so nothing waits for a device.
     """
 
-    def __init__(self, modalities: ModalityGroups | None) -> None:
+    def __init__(self, modalities: ModalityGroups | None, notices: Notices) -> None:
         self._modalities = modalities
+        self._notices = notices
         self._silent = dict.fromkeys(modalities.names, 0) if modalities else {}
 
     def look(self) -> None:
@@ -23,8 +23,8 @@ class SilenceWatch:
             self._silent[name] = 0 if self._modalities.reached(name) else count + 1
             if self._silent[name] == SILENT_STEPS:
                 del self._silent[name]
-                warnings.warn(
+                self._notices.say(
+                    ("silent", name),
                     f"modality {name!r} has received no gradient in {SILENT_STEPS} steps in a row; is its encoder in "
                     "the graph of a loss, and the loss given to the balancer?",
-                    stacklevel=4,  # the line that calls step()
                 )

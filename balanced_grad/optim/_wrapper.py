@@ -3,16 +3,19 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.optim import _checkpoint
+from balanced_grad.optim._activity import ActivityWatch
 from balanced_grad.optim._groups import Members, ModalityGroups
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
 from balanced_grad.optim._scaled_update import ScaledUpdate
 from balanced_grad.optim._silence import SilenceWatch
 
+_CALL_IT = "call backward() on balancer(losses), and give the optimizer the very balancer that is called"
 Accumulate = Literal["gradients", "rows"]
 
 
@@ -25,7 +28,8 @@ class BalancedOptimizer(Optimizer):
     """Any optimizer with a balancer beside it: its state in the optimizer's checkpoint, its factors on the update.
 
     The base optimizer does everything it did before; parameter groups, state, defaults and hooks are its own, so
-    schedulers, ``GradScaler``, trainers and checkpoints see one optimizer. Two things are added.
+    schedulers, ``GradScaler``, trainers and checkpoints see one optimizer; what else it can do, ``train()`` and
+    ``eval()`` of schedule-free ones for instance, is handed on. Two things are added.
 
     A factor ``f`` that a balancer gives a modality (``balancer.update_scales()``) acts on the step, not on the
     gradient, since optimizers such as Adam cancel a factor on the gradient:
@@ -56,7 +60,8 @@ class BalancedOptimizer(Optimizer):
         TypeError: if ``base`` is no optimizer instance or ``balancer`` no balancer.
         ValueError: for ``accumulate="rows"`` with a balancer that takes no per-loss gradients at the parameters, or
             where they are sharded; if ``base`` hides another ``BalancedOptimizer``, or holds no parameter of any
-            modality; in ``step``, before anything has moved, if the balancer scales a modality that is not named; in
+            modality; in ``step``, before anything has moved, if the balancer scales a modality that is not named (a
+            ``RuntimeError`` if ``base`` averages weights: the average would not know of the factor); in
             ``load_state_dict``, with everything as before, if another method wrote the balancer's state.
 
     Examples:
@@ -98,7 +103,8 @@ class BalancedOptimizer(Optimizer):
             raise TypeError(f"balancer is {_what(balancer)}; give a balancer such as bg.MIMO()")
         self.balancer = balancer
         self.modalities = _groups(modalities, balancer)
-        self._watch = SilenceWatch(self.modalities)
+        self._watch = SilenceWatch(self.modalities, balancer._notices)
+        self._activity = ActivityWatch(balancer, _CALL_IT)
         self._check_modalities()
         if accumulate not in get_args(Accumulate):
             raise ValueError(f"accumulate={accumulate!r}: choose one of {get_args(Accumulate)}")
@@ -110,7 +116,7 @@ class BalancedOptimizer(Optimizer):
 
         With a closure, the factors are those after its first evaluation.
         """
-        update = ScaledUpdate(self.balancer, self.modalities)
+        update = ScaledUpdate(self.base, self.balancer, self.modalities)
 
         def begin() -> None:
             update.begin()
@@ -123,6 +129,9 @@ class BalancedOptimizer(Optimizer):
             else:
                 result = self.base.step(_then_once(closure, begin))
         self.balancer.end_step()
+        # Factors alone are an effect too, a plain sum is none to miss, and a closure may do what it likes.
+        if closure is None and not update.scales and not self._only_reports():
+            self._activity.look()
         return result
 
     # torch wraps step() of each optimizer class to run the hooks; the base optimizer's step() runs them already.
@@ -147,7 +156,8 @@ class BalancedOptimizer(Optimizer):
         before = deepcopy(self.balancer.state_dict())
         try:
             if packed is not None:
-                self.balancer.load_state_dict(_checkpoint.balancer_state(packed, self.balancer))
+                with torch.inference_mode(False):  # what is loaded stays
+                    self.balancer.load_state_dict(_checkpoint.balancer_state(packed, self.balancer))
             self.base.load_state_dict(inner)
         except Exception:
             self.balancer.load_state_dict(before)
@@ -168,6 +178,29 @@ class BalancedOptimizer(Optimizer):
                 handle.remove()
         finish()
 
+    def __getattr__(self, name: str) -> Any:
+        """What only the base optimizer has, such as ``train()`` and ``eval()`` of schedule-free ones.
+
+        Not its private names: by them, ``GradScaler`` and trainers ask what the object before them does itself.
+        """
+        base = self.__dict__.get("base")  # not there yet in a copy that is being made
+        if base is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return getattr(base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("base")
+        mine = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if base is not None and not mine and hasattr(base, name):
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _only_reports(self) -> bool:
+        """Whether nothing but the report of silent modalities is expected: the balancer's weights are fixed."""
+        chooses = self.balancer.needs_losses or self.balancer.needs_gramian or self.balancer.needs_rows
+        return self.modalities is not None and not chooses
+
     def _check_modalities(self) -> None:
         if self.modalities is None:
             return
@@ -180,7 +213,7 @@ class BalancedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the whole __dict__: schedulers and trainers put their own step() on the instance.
-        return {name: self.__dict__[name] for name in ("base", "balancer", "modalities", "_watch")}
+        return {name: self.__dict__[name] for name in ("base", "balancer", "modalities", "_watch", "_activity")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
