@@ -70,7 +70,8 @@ def test_nodes_of_a_graph_are_named_and_take_notes():
     x = torch.ones(2, 3, 4)
     output = nn.Linear(4, 5)(x)
     reshaped = output.grad_fn
-    assert type(reshaped).__name__ in ("ViewBackward0", "UnsafeViewBackward0", "AddmmBackward0")
+    assert type(reshaped).__name__ == "ViewBackward0"
+    assert type(nn.Linear(4, 5, bias=False)(x).grad_fn).__name__ == "UnsafeViewBackward0"
     reshaped.metadata["balanced_grad"] = 1
     assert output.grad_fn.metadata["balanced_grad"] == 1
     checkpointed = torch.utils.checkpoint.checkpoint(nn.Linear(4, 5), x.requires_grad_(), use_reentrant=True)
