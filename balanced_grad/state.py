@@ -68,13 +68,14 @@ class Stateful(ABC):
     def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
         """Restore what ``get_extra_state`` gave, also what it gave before it was a tensor: the dictionary itself."""
         mine = type(self).__name__
-        if not isinstance(state, Tensor):
-            self.load_state(_plain(state, "state"))
-            return
-        saved = unpack(state, mine)
-        if saved["class"] != mine:
-            raise ValueError(f"the state is of a {saved['class']}, this is a {mine}; build it with {saved['class']}")
-        self.load_state(saved["state"])
+        with torch.inference_mode(False):  # tensors that are kept must serve in training
+            if not isinstance(state, Tensor):
+                self.load_state(_plain(state, "state"))
+                return
+            saved = unpack(state, mine)
+            if saved["class"] != mine:
+                raise ValueError(f"the state is of a {saved['class']}, this is a {mine}; build a {saved['class']}")
+            self.load_state(saved["state"])
 
 
 def beside(other: float | Tensor, value: float | Tensor) -> float | Tensor:

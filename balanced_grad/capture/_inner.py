@@ -1,15 +1,15 @@
 """Inner products of captured gradients, put together into one Gramian over the losses."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from balanced_grad.kernels import gramian
+from balanced_grad.kernels._cache import cached
 
 
-@lru_cache(maxsize=1024)
+@cached(maxsize=1024)
 def index(places: tuple[int, ...], device: torch.device) -> Tensor:
     """Host integers as a tensor on the device, made once."""
     return torch.tensor(places, device=device)  # cached: the copy to a GPU would wait for the host each step

@@ -55,7 +55,7 @@ class Laplace(Variance):
                 "evaluated again from the layer alone; write curvature='softmax', or draws=0"
             )
         size = 1.0 if self.num_data is None else self.num_data
-        laplace_variance(torch.zeros(()), size, self.prior_precision)  # refuses values out of range
+        laplace_variance(torch.zeros((), device="cpu"), size, self.prior_precision)  # refuses values out of range
 
     @property
     def random(self) -> bool:

@@ -137,6 +137,7 @@ class HeldOut(Stateful, Wrapper):
             self._steps += 1
         return scalar
 
+    @torch.inference_mode(False)  # what is kept must serve in training
     @torch.no_grad()
     def observe(self, losses: Mapping[str, Tensor | None]) -> None:
         """Take in the losses of one held-out batch, of which any graph is ignored, and choose the factors anew.

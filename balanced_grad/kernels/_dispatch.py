@@ -4,11 +4,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from balanced_grad.kernels._cache import cached
 
 Implementation = Literal["auto", "reference", "compiled", "triton"]
 
@@ -31,7 +32,7 @@ def choose(implementation: str, rows: Tensor) -> str:
     return implementation
 
 
-@cache
+@cached(maxsize=None)
 def triton_works(device: torch.device) -> bool:
     """Whether a first small kernel gives the right answer on this device; one warning if not."""
     try:
@@ -45,7 +46,7 @@ def triton_works(device: torch.device) -> bool:
             f"Triton does not work on {device} ({type(error).__name__}: {error}); the kernels run in plain PyTorch, "
             "slower. Install the triton of your PyTorch, or pass implementation='reference' to silence this.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
         return False
     return True

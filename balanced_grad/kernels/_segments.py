@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from balanced_grad.kernels._cache import cached
+
 Bounds = tuple[int, ...]
 
 
@@ -46,7 +48,7 @@ class SegmentPlan:
     lengths: Tensor
 
 
-@lru_cache(maxsize=64)
+@cached(maxsize=64)
 def segment_plan(bounds: Bounds, chunk: int, device: torch.device) -> SegmentPlan:
     """The plan for these bounds on a grid of ``chunk`` columns."""
     edge = np.array(bounds)
@@ -77,7 +79,7 @@ def _gather(starts: np.ndarray, stops: np.ndarray, width: int, device: torch.dev
     return Gather(torch.from_numpy(np.where(inside, columns, 0)).to(device), torch.from_numpy(inside).to(device))
 
 
-@lru_cache(maxsize=64)
+@cached(maxsize=64)
 def piece_table(bounds: Bounds, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pieces of at most ``width`` columns, each within one segment.
 
@@ -108,7 +110,7 @@ def runs(bounds: Bounds, short: int, longest: int) -> tuple[tuple[int, int], ...
     return tuple(out)
 
 
-@lru_cache(maxsize=256)
+@cached(maxsize=256)
 def owners(bounds: Bounds, first: int, last: int, device: torch.device) -> Tensor:
     """The segment of each column of the segments ``[first, last)``, ``(n,)`` int64."""
     lengths = np.diff(np.array(bounds[first : last + 1]))

@@ -185,19 +185,19 @@ class AGM(Stateful, Balancer):
     def _observe(self, scores: Tensor) -> None:
         if self.training:
             there = scores.isfinite()
-            self.total += torch.where(there, scores, 0)
-            self.count += there
+            self.total = self.total + torch.where(there, scores, 0)  # not in place: made in any mode
+            self.count = self.count + there
 
     def state(self) -> dict[str, Any]:
         """Sums and numbers of the scores, for ``state_dict``."""
-        return {"modalities": self.modalities, "total": self.total.clone(), "count": self.count.clone()}
+        return {"modalities": self.modalities, "total": self.total, "count": self.count}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state`` gave."""
         names = tuple(state.get("modalities", self.modalities))
         if names != self.modalities or len(state["total"]) != len(names):
             raise ValueError(f"the state is of an AGM of {names}, this one is of {self.modalities}; name the same ones")
-        self.total, self.count = (state[key].clone() for key in ("total", "count"))
+        self.total, self.count = state["total"], state["count"]
 
     def extra_repr(self) -> str:
         """Settings."""

@@ -88,7 +88,7 @@ class MinNorm(Balancer):
         if rescale not in get_args(Rescale):
             raise ValueError(f"rescale={rescale!r}: choose one of {get_args(Rescale)}")
         self.normalize = normalize
-        min_norm(torch.ones(1, 1), method=solver)  # names what is possible where the name is wrong
+        min_norm(torch.ones(1, 1, device="cpu"), method=solver)  # names what is possible where the name is wrong
         if joint_floor is not None and not (math.isfinite(joint_floor) and joint_floor >= 0):
             raise ValueError(f"joint_floor={joint_floor!r}: give a finite number >= 0, or None for the default")
         self.rescale = rescale

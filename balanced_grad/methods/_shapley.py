@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from balanced_grad.kernels._cache import cached
 
-@lru_cache(maxsize=64)
+
+@cached(maxsize=64)
 def shapley(count: int, device: torch.device) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
     """Subsets of ``count`` players, all of them first, and the ``(S, M)`` weight of each in each player's value.
 
@@ -25,7 +26,8 @@ def shapley(count: int, device: torch.device) -> tuple[tuple[tuple[int, ...], ..
         return share if player in subset else -share
 
     rows = [[weight(subset, player) for player in range(count)] for subset in subsets]
-    return subsets, torch.tensor(rows, device=device)  # cached: the copy to a GPU would wait for the host each step
+    # Cached: the copy to a GPU would wait for the host each step.
+    return subsets, torch.tensor(rows, dtype=torch.float32, device=device)
 
 
 def combined(passes: Sequence[Tensor], factors: Tensor) -> Tensor:

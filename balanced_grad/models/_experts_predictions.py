@@ -43,7 +43,7 @@ def predictions(
         given = rest[0] if rest and rest[0] is not None else {}
         for m, column in masks.items():
             here = inputs.get(m) is not None
-            column.append(given[m] if here and m in given else torch.full((len(target),), here))
+            column.append(given[m] if here and m in given else target.new_full((len(target),), here, dtype=torch.bool))
         targets.append(target)
     if not targets:
         raise ValueError("there are no batches; was an iterator given that has been used up? Give a list or a loader")

@@ -61,8 +61,8 @@ def cross_validate(items: Items) -> dict[float, Tensor]:
     folds = min(FOLDS, len(items))
     if folds < 2:
         raise ValueError("cross-validation needs two items or more; give shrinkage=")
-    fold = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)) % folds
-    losses = {shrinkage: torch.zeros(len(items), dtype=torch.double) for shrinkage in SHRINKAGES}
+    fold = torch.randperm(len(items), generator=torch.Generator("cpu").manual_seed(0), device="cpu") % folds
+    losses = {shrinkage: torch.zeros(len(items), dtype=torch.double, device="cpu") for shrinkage in SHRINKAGES}
     for k in range(folds):
         seen, held = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
         for shrinkage, own in losses.items():

@@ -50,12 +50,12 @@ def check_terms(
     given = (("linear", linear, 0.0), ("lower", lower, 0.0), ("upper", upper, 1.0))
     terms = []
     for name, value, default in given:
-        tensor = torch.as_tensor(default if value is None else value, dtype=torch.float64)
+        tensor = torch.as_tensor(default if value is None else value, dtype=torch.float64, device="cpu")
         if tensor.isnan().any() or (name == "linear" and tensor.isinf().any()):
             raise ValueError(f"{name}={value!r} is not finite: leave it out to have none")
         terms.append(_expand(name, tensor.cpu(), gramian))
     M = gramian.shape[-1]
-    A, b = inequalities or (torch.zeros(0, M), torch.zeros(0))
+    A, b = inequalities or (torch.zeros(0, M, device="cpu"), torch.zeros(0, device="cpu"))
     if A.dim() != 2 or A.shape[1] != M or b.shape != A.shape[:1]:
         raise ValueError(
             f"inequalities=(A, b) have shapes {tuple(A.shape)} and {tuple(b.shape)}: "

@@ -53,17 +53,17 @@ class MinNormResult:
     @property
     def gap(self) -> Tensor:
         """``(...)`` float64: duality gap ``max_i (w'Gw - (Gw)_i)`` over the largest active diagonal entry of ``G``."""
-        return torch.as_tensor(self._gap, dtype=torch.float64)
+        return _tensor(self._gap, torch.float64)
 
     @property
     def iterations(self) -> Tensor:
         """``(...)`` int64: linear systems solved one after another; 0 for a closed form."""
-        return torch.as_tensor(self._iterations, dtype=torch.int64)
+        return _tensor(self._iterations, torch.int64)
 
     @property
     def status(self) -> Tensor:
         """``(...)`` int64: ``Status`` codes."""
-        return torch.as_tensor(self._status, dtype=torch.int64)
+        return _tensor(self._status, torch.int64)
 
     @property
     def solved(self) -> Tensor:
@@ -76,3 +76,8 @@ class MinNormResult:
     def __repr__(self) -> str:
         weights, gap, iterations, status = self
         return f"MinNormResult(weights={weights}, gap={gap}, iterations={iterations}, status={status})"
+
+
+def _tensor(value: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """Numbers were solved for on the host, whatever the default device."""
+    return value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype, device="cpu")
