@@ -1,10 +1,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from balanced_grad.capture import Losses, ParameterFilter, Plan
-from balanced_grad.capture._graph import reached
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,15 +17,7 @@ class Reach:
     def of(cls, losses: Losses) -> "Reach":
         """Walk the graph of every loss; refuses what a balancer refuses."""
         plan = Plan.of(losses, ParameterFilter())
-        losses_of: dict[Tensor, list[int]] = {}
-        for index, (name, loss) in enumerate(zip(losses.names, losses.tensors, strict=True)):
-            for leaf in reached(name, loss)[0]:
-                losses_of.setdefault(leaf, []).append(index)
-        parameters = {leaf for leaf in losses_of if isinstance(leaf, nn.Parameter)}
-        others = [leaf for leaf in losses_of if leaf not in parameters] if parameters else []
-        aside = set(getattr(plan, "bystanders", others))
-        plan = Plan.by_reach(losses.names, {leaf: each for leaf, each in losses_of.items() if leaf not in aside})
-        return cls(plan, {leaf: tuple(losses_of[leaf]) for leaf in others if leaf in aside})
+        return cls(plan, {leaf: tuple(losses) for leaf, losses in plan.bystanders.items()})
 
     @property
     def parameters(self) -> list[Tensor]:
