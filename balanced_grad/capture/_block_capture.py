@@ -52,10 +52,8 @@ class BlockCapture:
 
     def _refuse(self, met: Sequence[Tensor], reach: Mapping[Tensor, Sequence[int]]) -> None:
         """What a capture at the block would pass by."""
-        walk, unsharded = self._walk, unsharded_ids()
-        for leaf in met:
-            self._params.check(leaf, walk.names, reach[leaf], unsharded)
-            walk.refuse_hooks(leaf, self._params.where(leaf, walk.names, reach[leaf]))
+        walk = self._walk
+        self._params.check(walk, {leaf: reach[leaf] for leaf in met}, unsharded_ids())
         if not met and self._processes.size == 1 and any(p.requires_grad for p in self._parameters):
             raise ValueError(f"none of the losses {list(walk.names)} reaches the block {self._block}")
         wanted = {node for leaf in met for node in walk.whole.leaves[leaf]}

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -82,7 +82,7 @@ def scalar_type() -> type | None:
     return getattr(_OnBackward, "_backward_cls", None)
 
 
-def needed_later(nodes: Collection["Node"]) -> bool:
+def needed_later(nodes: Iterable["Node"]) -> bool:
     """Whether the backward that is under way comes through these nodes after this callback, or is to keep its graph.
 
     It does where other terms were added to the scalar, or another balancer's scalar. Then the graph must outlive the

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from balanced_grad.capture._walk import Walk
+
+_LOOK_AGAIN = 100  # steps after which hooks are looked for at leaves that had none
 Reach = Mapping[Tensor, Sequence[int]]  # per leaf, the losses that reach it
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -20,6 +23,8 @@ class ParameterFilter:
     def __init__(self, params: Params | None = None) -> None:
         self._names: dict[Tensor, str] | None = None
         self._met: dict[int, tuple[weakref.ref[Tensor], tuple[tuple[int, ...], int]]] = {}  # by id: shape, number
+        self._unhooked: dict[int, weakref.ref[Tensor]] = {}  # by id: leaves without hooks on their accumulators
+        self._plans = 0
         self._module = params if isinstance(params, nn.Module) else None
         self.sharded = False  # whether these are the shards that ``fully_shard`` makes of a model
         if params is None:
@@ -127,24 +132,41 @@ class ParameterFilter:
         return f"{shape}#{number}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_met": {}}  # a copy has other tensors, and meets them itself
+        return self.__dict__ | {"_met": {}, "_unhooked": {}}  # a copy has other tensors, and meets them itself
 
-    def check(self, leaf: Tensor, names: tuple[str, ...], losses: Sequence[int], unsharded: frozenset[int]) -> None:
+    def check(self, walk: Walk, reach: Reach, unsharded: frozenset[int]) -> None:
         """Refuse parameters whose hooks or sharding a captured gradient would silently pass by."""
-        self.refuse_hooks(leaf, names, losses)
-        self.refuse_flat(leaf, names, losses)
-        if is_dtensor(leaf) or id(leaf) in unsharded:
+        if self._plans % _LOOK_AGAIN == 0:
+            self._unhooked.clear()
+        self._plans += 1
+        for leaf, losses in reach.items():
+            self.refuse_hooks(leaf, walk.names, losses)
+            self.refuse_flat(leaf, walk.names, losses)
+            if is_dtensor(leaf) or id(leaf) in unsharded:
+                raise RuntimeError(
+                    f"{self._where(leaf, walk.names, losses)} is sharded, and the graph leads to its unsharded copy "
+                    "only: give the balancer params=model.parameters() after fully_shard(model), with every parameter "
+                    "of the model sharded, or use a losses-only balancer such as Uniform or MIMO"
+                )
+            known = self._unhooked.get(id(leaf))
+            if known is None or known() is not leaf:
+                self._refuse_hooked(walk, leaf, losses)
+
+    def _refuse_hooked(self, walk: Walk, leaf: Tensor, losses: Sequence[int]) -> None:
+        """Refuse a hook by which a reducer learns that a gradient is there; looked for now and then, as it costs."""
+        if walk.hooked(leaf):
             raise RuntimeError(
-                f"{self.where(leaf, names, losses)} is sharded, and the graph leads to its unsharded copy only: give "
-                "the balancer params=model.parameters() after fully_shard(model), with every parameter of the model "
-                "sharded, or use a losses-only balancer such as Uniform or MIMO"
+                f"{self._where(leaf, walk.names, losses)} has a hook on the node that accumulates its gradient, as "
+                "older sharded or reduced data parallel wrappers put there, which capturing per-loss gradients would "
+                "bypass; use DistributedDataParallel, or a losses-only balancer such as Uniform or MIMO"
             )
+        self._unhooked[id(leaf)] = weakref.ref(leaf)
 
     def refuse_flat(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
         """Refuse what FSDP1 makes of parameters."""
         if getattr(leaf, "_is_flat_param", False):
             raise RuntimeError(
-                f"{self.where(leaf, names, losses)} is sharded by FullyShardedDataParallel (FSDP1), which cannot "
+                f"{self._where(leaf, names, losses)} is sharded by FullyShardedDataParallel (FSDP1), which cannot "
                 "run several backwards over one graph; shard the model with torch.distributed.fsdp.fully_shard, or use "
                 "a losses-only balancer such as Uniform or MIMO"
             )
@@ -153,12 +175,12 @@ class ParameterFilter:
         """Refuse a parameter with a hook that is called when its gradient has been accumulated."""
         if getattr(leaf, "_post_accumulate_grad_hooks", None):
             raise RuntimeError(
-                f"{self.where(leaf, names, losses)} has a post-accumulate-grad hook, which capturing per-loss "
+                f"{self._where(leaf, names, losses)} has a post-accumulate-grad hook, which capturing per-loss "
                 "gradients would bypass; remove the hook (optimizer-in-backward, offloading), use level='features', or "
                 "a losses-only balancer"
             )
 
-    def where(self, leaf: Tensor, names: Sequence[str], losses: Iterable[int]) -> str:
+    def _where(self, leaf: Tensor, names: Sequence[str], losses: Iterable[int]) -> str:
         """How a parameter is called in errors."""
         what = (self._names or {}).get(leaf, f"a parameter of shape {tuple(leaf.shape)}")
         return f"{what} (reached by {', '.join(repr(names[loss]) for loss in losses)})"

@@ -47,10 +47,7 @@ class Plan:
         reach, bystanders = params.divide(walk.reach)
         params.refuse_unreached(walk.names, reach)
         walk.refuse_hidden()
-        unsharded = unsharded_ids()
-        for leaf, indices in reach.items():
-            params.check(leaf, walk.names, indices, unsharded)
-            walk.refuse_hooks(leaf, params.where(leaf, walk.names, indices))
+        params.check(walk, reach, unsharded_ids())
         return replace(cls.by_reach(walk.names, reach), bystanders=bystanders)
 
     @classmethod

@@ -90,34 +90,31 @@ class Walk:
         self, loss: int, leaves: Sequence[Tensor], scale: Tensor, *, retain: bool, beside: Sequence[GradientEdge] = ()
     ) -> list[Tensor | None]:
         """``scale * d loss / d leaf``, None where the loss does not reach, then those at the edges ``beside``."""
-        edges = self.each[loss].edges(leaves)
-        wanted = [edge for nodes, leaf in zip(edges, leaves, strict=True) if leaf.requires_grad for edge in nodes]
+        nodes = self.each[loss].leaves
+        # A leaf has one accumulator, but for one that was moved between two uses.
+        many = [nodes.get(leaf, ()) if leaf.requires_grad else () for leaf in leaves]
+        wanted = [GradientEdge(node, 0) for several in many for node in several]
         found = iter(gradients(self.tensors[loss], [*wanted, *beside], scale, retain=retain, name=self.names[loss]))
-        out: list[Tensor | None] = []
-        for nodes, leaf in zip(edges, leaves, strict=True):
-            parts = [next(found) for _ in nodes] if leaf.requires_grad else []
-            there = [part for part in parts if part is not None]
-            out.append(None if not there else there[0] if len(there) == 1 else torch.stack(there).sum(0))
+        out = [next(found) if len(several) == 1 else _sum([next(found) for _ in several]) for several in many]
         return [*out, *found]
 
     def needed_later(self) -> bool:
         """Whether the backward that is under way will come through these graphs after this; asked inside of it."""
-        return needed_later(self.whole.nodes)
+        return needed_later(node for found in self.each for node in found.nodes)
 
     def refuse_hidden(self) -> None:
         """Refuse custom Functions that train parameters by themselves."""
         for name, found in zip(self.names, self.each, strict=True):
             refuse_hidden(name, found.custom, self.whole.leaves)
 
-    def refuse_hooks(self, leaf: Tensor, what: str) -> None:
-        """Refuse a leaf whose accumulator has hooks, by which a reducer learns that its gradient is there."""
-        for node in self.whole.leaves.get(leaf, ()):
-            if _hooked(node):
-                raise RuntimeError(
-                    f"{what} has a hook on the node that accumulates its gradient, as older sharded or reduced data "
-                    "parallel wrappers put there, which capturing per-loss gradients would bypass; use "
-                    "DistributedDataParallel, or a losses-only balancer such as Uniform or MIMO"
-                )
+    def hooked(self, leaf: Tensor) -> bool:
+        """Whether the nodes that accumulate this leaf's gradient have hooks, which a captured gradient passes by."""
+        return any(_hooked(node) for node in self.whole.leaves.get(leaf, ()))
+
+
+def _sum(grads: Sequence[Tensor | None]) -> Tensor | None:
+    there = [grad for grad in grads if grad is not None]
+    return torch.stack(there).sum(0) if there else None
 
 
 def _hooked(node: "Node") -> bool:
