@@ -86,6 +86,20 @@ def test_of_text_models(name, dtype, positional):
     assert_padding_does_not_matter(aux, call, tolerance=1e-5 if dtype == torch.float32 else 3e-2)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_of_a_model_with_adapters():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(build("distilbert"), peft.LoraConfig(target_modules=["q_lin"]))
+    model = Around(adapted).eval()
+    aux = attached(model)
+
+    def call(row):
+        rows, length = (slice(None), 6) if row is None else (slice(row, row + 1), LENGTHS[row])
+        model(input_ids=tokens()[rows, :length], attention_mask=REAL[rows, :length].long())
+
+    assert_padding_does_not_matter(aux, call)
+
+
 def wav2vec2(kind):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(

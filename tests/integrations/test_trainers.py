@@ -41,6 +41,8 @@ class Items(Dataset):
 class Balanced(nn.Module):
     """A model that returns its loss, as the Hugging Face trainer wants it."""
 
+    accepts_loss_kwargs = False  # its ``**inputs`` would say that it divides its loss by ``num_items_in_batch``
+
     def __init__(self, kind):
         super().__init__()
         torch.manual_seed(0)
@@ -148,6 +150,44 @@ def test_hugging_face_trainer(kind, accumulation, tmp_path):
     assert "balance/conflict" not in summary
     for name, value in log_values(module.balancer.last).items():
         assert last[name] == pytest.approx(value.item())
+
+
+class Divided(Balanced):
+    """One that divides all of its losses by the labels of the whole step, as models of Hugging Face do."""
+
+    accepts_loss_kwargs = True
+
+    def forward(self, labels, num_items_in_batch=None, **inputs):
+        losses = self.model.losses(inputs, labels)
+        return {"loss": self.balancer({m: mean * len(labels) / num_items_in_batch for m, mean in losses.items()})}
+
+
+@quietly
+@pytest.mark.parametrize("kind", [Balanced, Divided])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_step_of_the_hugging_face_trainer_is_as_long_whatever_the_accumulation(kind, accumulation, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    module, reference = kind("mimo"), Balanced("mimo")
+    for each in (module, reference):
+        each.balancer = bg.Uniform()
+    start = [p.detach().clone() for p in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    settings = {"per_device_train_batch_size": 24 // accumulation, "gradient_accumulation_steps": accumulation}
+    args = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        max_grad_norm=0.0,
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        **settings,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    transformers.Trainer(module, args, train_dataset=Items(), optimizers=(optimizer, schedule)).train()
+    reference(**next(iter(DataLoader(Items(), batch_size=24))))["loss"].backward()
+    wanted = [p - 0.1 * q.grad for p, q in zip(start, reference.parameters(), strict=True)]
+    torch.testing.assert_close(list(module.parameters()), wanted, rtol=1e-5, atol=1e-6)
 
 
 @quietly
