@@ -223,6 +223,53 @@ def test_accelerate(kind, accumulation, rows):
         assert_same(module, own_loop(kind, accumulation))
 
 
+@quietly
+def test_a_schedule_free_optimizer_inside_the_wrapper(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tests.optim.test_base import AdamWScheduleFree
+
+    module = Balanced("min-norm")
+    optimizer = bg.BalancedOptimizer(AdamWScheduleFree(module.parameters()), module.balancer)
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, disable_tqdm=True, use_cpu=True, remove_unused_columns=False
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    transformers.Trainer(module, args, train_dataset=Items(), optimizers=(optimizer, schedule)).train()
+    assert module.balancer.last is not None
+
+
+@quietly
+def test_heads_made_in_a_validation_before_the_training(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = LateFusion()
+            self.aux = bg.attach(self.model, self.model.encoders, num_outputs=3)
+            self.balancer = bg.MIMO()
+
+        def losses(self, batch):
+            labels = batch.pop("labels")
+            return self.aux.losses(self.model.losses(batch, labels)["joint"], labels)
+
+        def training_step(self, batch):
+            return self.balancer(self.losses(batch))
+
+        def validation_step(self, batch):
+            self.losses(batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Module()
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.validate(module, DataLoader(Items(), batch_size=SIZE))
+    before = [p.detach().clone() for p in module.aux.parameters()]
+    trainer.fit(module, DataLoader(Items(), batch_size=SIZE), DataLoader(Items(), batch_size=SIZE))
+    assert not any(map(torch.equal, before, module.aux.parameters()))
+
+
 def large_batches(kind, accumulation):
     module = Balanced(kind)
     optimizer = sgd(module)
