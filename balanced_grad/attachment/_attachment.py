@@ -80,7 +80,8 @@ class Attachment(nn.Module):
         if cut and joint is not None and joint.requires_grad:
             raise RuntimeError(
                 f"the encoders {cut} returned outputs without a graph, so their uni-modal losses would train the heads "
-                "only: use checkpoint(..., use_reentrant=False) around them, or stop_gradient=True if that is meant"
+                "only: use checkpoint(..., use_reentrant=False) around them, in Hugging Face's models "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}, or stop_gradient=True if that is meant"
             )
         self._detached = {name: found.detach() for name, found in logits.items()}
         out = {} if joint is None else {JOINT: joint}

@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class HeadsWatch:
         versions = tuple(p._version for p in parameters)
         grads = tuple(p.grad._version for p in parameters if p.grad is not None)
         encoder = self._encoders.get(name, nn.Identity())
-        around = tuple(p._version for p in encoder.parameters() if p.requires_grad)
+        around = tuple(p._version for p in islice((p for p in encoder.parameters() if p.requires_grad), 1))
         before = self._marks.get(name, ((), (), ()))
         self._marks[name] = (versions, grads, around)
         if versions != before[0]:

@@ -34,6 +34,7 @@ class BalanceLogger(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called by Lightning."""
-        self._activity.look()
+        if trainer.global_step:  # there has been a step of the optimizer
+            self._activity.look()
         values = log_values(self.balancer.last, self.prefix)
         pl_module.log_dict({name: value.float() for name, value in values.items()}, batch_size=1)

@@ -26,7 +26,7 @@ class ActivityWatch:
         self._idle = 0 if last is not self._seen else self._idle + 1
         self._seen = last
         if self._idle >= IDLE_STEPS or (self._at_once and last is None):
-            steps = f"in {self._idle} steps in a row" if self._idle > 1 else "in this step"
+            when = f"in {self._idle} steps in a row" if self._idle >= IDLE_STEPS else "although a step has been made"
             self._balancer._notices.say(
-                "idle", f"the balancer has not been called {steps}, so nothing is balanced: {self._cure}"
+                "idle", f"the balancer has not been called {when}, so nothing is balanced: {self._cure}"
             )

@@ -86,6 +86,34 @@ def test_of_text_models(name, dtype, positional):
     assert_padding_does_not_matter(aux, call, tolerance=1e-5 if dtype == torch.float32 else 3e-2)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["distilbert", "bert"])
+def test_of_the_layers_inside_which_get_an_extended_mask(name, attention):
+    model = build(name).eval()
+    model.set_attn_implementation(attention)
+    aux = attached(model, model.encoder if name == "bert" else model.transformer)
+
+    def call(row):
+        rows, length = (slice(None), 6) if row is None else (slice(row, row + 1), LENGTHS[row])
+        model(input_ids=tokens()[rows, :length], attention_mask=REAL[rows, :length].long())
+
+    assert_padding_does_not_matter(aux, call)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_of_a_model_with_adapters():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(build("distilbert"), peft.LoraConfig(target_modules=["q_lin"]))
+    model = Around(adapted).eval()
+    aux = attached(model)
+
+    def call(row):
+        rows, length = (slice(None), 6) if row is None else (slice(row, row + 1), LENGTHS[row])
+        model(input_ids=tokens()[rows, :length], attention_mask=REAL[rows, :length].long())
+
+    assert_padding_does_not_matter(aux, call)
+
+
 def wav2vec2(kind):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(

@@ -41,6 +41,8 @@ class Items(Dataset):
 class Balanced(nn.Module):
     """A model that returns its loss, as the Hugging Face trainer wants it."""
 
+    accepts_loss_kwargs = False  # its ``**inputs`` would say that it divides its loss by ``num_items_in_batch``
+
     def __init__(self, kind):
         super().__init__()
         torch.manual_seed(0)
@@ -150,6 +152,44 @@ def test_hugging_face_trainer(kind, accumulation, tmp_path):
         assert last[name] == pytest.approx(value.item())
 
 
+class Divided(Balanced):
+    """One that divides all of its losses by the labels of the whole step, as models of Hugging Face do."""
+
+    accepts_loss_kwargs = True
+
+    def forward(self, labels, num_items_in_batch=None, **inputs):
+        losses = self.model.losses(inputs, labels)
+        return {"loss": self.balancer({m: mean * len(labels) / num_items_in_batch for m, mean in losses.items()})}
+
+
+@quietly
+@pytest.mark.parametrize("kind", [Balanced, Divided])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_step_of_the_hugging_face_trainer_is_as_long_whatever_the_accumulation(kind, accumulation, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    module, reference = kind("mimo"), Balanced("mimo")
+    for each in (module, reference):
+        each.balancer = bg.Uniform()
+    start = [p.detach().clone() for p in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    settings = {"per_device_train_batch_size": 24 // accumulation, "gradient_accumulation_steps": accumulation}
+    args = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        max_grad_norm=0.0,
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        **settings,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    transformers.Trainer(module, args, train_dataset=Items(), optimizers=(optimizer, schedule)).train()
+    reference(**next(iter(DataLoader(Items(), batch_size=24))))["loss"].backward()
+    wanted = [p - 0.1 * q.grad for p, q in zip(start, reference.parameters(), strict=True)]
+    torch.testing.assert_close(list(module.parameters()), wanted, rtol=1e-5, atol=1e-6)
+
+
 @quietly
 @every
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -181,6 +221,53 @@ def test_accelerate(kind, accumulation, rows):
         torch.testing.assert_close(list(module.parameters()), list(reference.parameters()), rtol=1e-4, atol=1e-6)
     else:
         assert_same(module, own_loop(kind, accumulation))
+
+
+@quietly
+def test_a_schedule_free_optimizer_inside_the_wrapper(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tests.optim.test_base import AdamWScheduleFree
+
+    module = Balanced("min-norm")
+    optimizer = bg.BalancedOptimizer(AdamWScheduleFree(module.parameters()), module.balancer)
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, disable_tqdm=True, use_cpu=True, remove_unused_columns=False
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    transformers.Trainer(module, args, train_dataset=Items(), optimizers=(optimizer, schedule)).train()
+    assert module.balancer.last is not None
+
+
+@quietly
+def test_heads_made_in_a_validation_before_the_training(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = LateFusion()
+            self.aux = bg.attach(self.model, self.model.encoders, num_outputs=3)
+            self.balancer = bg.MIMO()
+
+        def losses(self, batch):
+            labels = batch.pop("labels")
+            return self.aux.losses(self.model.losses(batch, labels)["joint"], labels)
+
+        def training_step(self, batch):
+            return self.balancer(self.losses(batch))
+
+        def validation_step(self, batch):
+            self.losses(batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Module()
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.validate(module, DataLoader(Items(), batch_size=SIZE))
+    before = [p.detach().clone() for p in module.aux.parameters()]
+    trainer.fit(module, DataLoader(Items(), batch_size=SIZE), DataLoader(Items(), batch_size=SIZE))
+    assert not any(map(torch.equal, before, module.aux.parameters()))
 
 
 def large_batches(kind, accumulation):
