@@ -79,4 +79,6 @@ class Fault:
     @property
     def cure(self) -> str:
         """What to do."""
+        if "donated" in self.detail:
+            return f"set torch._functorch.config.donated_buffer = False before compiling, or {_LOSSES_ONLY}"
         return _TEXTS[self.kind][2]
