@@ -22,11 +22,13 @@ class Reach:
         for index, (name, loss) in enumerate(zip(losses.names, losses.tensors, strict=True)):
             for leaf in reached(name, loss)[0]:
                 losses_of.setdefault(leaf, []).append(index)
-        parameters = {leaf for leaf in losses_of if isinstance(leaf, nn.Parameter)}
-        others = [leaf for leaf in losses_of if leaf not in parameters] if parameters else []
-        aside = set(getattr(plan, "bystanders", others))
-        plan = Plan.by_reach(losses.names, {leaf: each for leaf, each in losses_of.items() if leaf not in aside})
-        return cls(plan, {leaf: tuple(losses_of[leaf]) for leaf in others if leaf in aside})
+        if hasattr(plan, "bystanders"):
+            aside = list(plan.bystanders)
+        else:
+            are_parameters = any(isinstance(leaf, nn.Parameter) for leaf in losses_of)
+            aside = [leaf for leaf in losses_of if are_parameters and not isinstance(leaf, nn.Parameter)]
+            plan = Plan.by_reach(losses.names, {leaf: losses_of[leaf] for leaf in losses_of if leaf not in set(aside)})
+        return cls(plan, {leaf: tuple(losses_of[leaf]) for leaf in aside})
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -382,6 +382,41 @@ def test_what_is_random_is_said_to_be():
     assert "not deterministic" in str(verification)
 
 
+def test_what_is_a_little_random_is_compared_above_its_noise():
+    generator = torch.Generator().manual_seed(0)
+
+    def step(middle):
+        model = Net(middle)
+        x, y = batch()
+        return model, model.losses(x * (1 + 1e-3 * torch.randn(x.shape, generator=generator)), y)
+
+    right = verify(lambda: step(nn.Tanh()))
+    assert right.ok, str(right)
+    assert 1e-5 < right.noise < 1e-2
+    assert "not deterministic" in right.notes[0]
+    wrong = verify(lambda: step(Wrapped(operators.Gate.apply)))
+    assert verdicts(wrong) == [True, False]
+    assert blamed(wrong) == {("consumes", "Gate")}
+
+
+def test_what_no_operator_explains_is_said():
+    def function():
+        model, calls = Net(), []
+        losses = model.losses(*batch())
+
+        def grow(grad):
+            calls.append(0)
+            return grad * len(calls)
+
+        model.z.register_hook(grow)
+        return model, losses
+
+    verification = verify(function)
+    assert verdicts(verification) == [True, False]
+    assert verification.faults == ()
+    assert "a hook on a tensor" in verification.notes[0]
+
+
 def test_losses_that_come_and_go_are_refused():
     calls = []
 
