@@ -98,4 +98,6 @@ def _side_effects(replay: Replay, separate: Separate) -> Iterator[str]:
 
 
 def _equal(first: Tensor, second: Tensor | None) -> bool:
-    return second is not None and torch.allclose(first, second, equal_nan=True)
+    if second is None or torch.equal(first, second):
+        return second is not None
+    return first.is_floating_point() and torch.allclose(first, second, equal_nan=True)
