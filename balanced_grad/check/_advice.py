@@ -7,7 +7,8 @@ from itertools import combinations
 
 from balanced_grad.capture import JOINT
 
-_FUSED = re.compile(r"(^|[_\W])(joint|fused?|fusion|multi[_-]?modal|combined|overall|total)([_\W]|$)", re.IGNORECASE)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_FUSED = ("joint", "fuse", "fusion", "fusing", "multimodal", "combined", "overall", "total")  # how such words begin
 _APART = 100.0  # ratio of two losses' values from which their scales are worth a look
 
 
@@ -30,7 +31,7 @@ def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequ
             f"{next(iter(losses))!r} is the only loss, so there is nothing to balance; give a loss per modality too: "
             "bg.attach(model, {'audio': model.audio_encoder, ...}, num_outputs=...) makes them for a model without"
         )
-    fused = [name for name in losses if name != JOINT and _FUSED.search(name)]
+    fused = [name for name in losses if name != JOINT and _sounds_fused(name)]
     if JOINT not in losses and not fused:
         fused = _meeting_all(list(losses), sets)
     if JOINT in losses:
@@ -42,6 +43,11 @@ def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequ
     elif JOINT not in missing:
         which = f"; {fused[0]!r} looks like it, and is taken for a modality" if fused else ""
         yield (f"no loss is named {JOINT!r}; give the loss of the fused prediction that name, if there is one{which}")
+
+
+def _sounds_fused(name: str) -> bool:
+    words = [word.lower() for word in _WORD.findall(name)]
+    return {"multi", "modal"} <= set(words) or any(word.startswith(_FUSED) for word in words)
 
 
 def _meeting_all(names: Sequence[str], sets: Sequence[tuple[str, ...]]) -> list[str]:

@@ -25,7 +25,7 @@ _TEXTS: dict[Kind, tuple[str, str, str]] = {
     "static": (
         "hands out the same memory in every backward, so that the gradient of the last loss replaces the earlier ones",
         "level='features' and BOGC; per-loss gradients at the parameters are copied at once",
-        f"use the default level='parameters', or {_LOSSES_ONLY}",
+        "use the default level='parameters', or a losses-only method (MIMO, Uniform)",
     ),
     "hidden": (
         "runs a backward of its own, which writes .grad of parameters that the losses' graph does not show",
@@ -79,4 +79,6 @@ class Fault:
     @property
     def cure(self) -> str:
         """What to do."""
+        if "donated" in self.detail:
+            return f"set torch._functorch.config.donated_buffer = False before compiling, or {_LOSSES_ONLY}"
         return _TEXTS[self.kind][2]

@@ -38,7 +38,8 @@ def operator(node: Node) -> str:
     written = getattr(type(node), "_forward_cls", None)
     if written is None:
         return node.name()
-    return written.__qualname__ if written.__module__ in _SCRIPTS else f"{written.__qualname__} ({written.__module__})"
+    name = written.__qualname__.rpartition("<locals>.")[-1]
+    return name if written.__module__ in _SCRIPTS else f"{name} ({written.__module__})"
 
 
 def held(node: Node) -> Iterator[Tensor]:

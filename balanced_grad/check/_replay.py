@@ -17,6 +17,8 @@ from balanced_grad.capture import Losses
 from balanced_grad.check._function import Batch, name_of
 from balanced_grad.check._nodes import graph, held, variable
 
+_OF_HOOKS = "Using `torch.compile.* when there are global hooks"  # ours do nothing there
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -88,7 +90,7 @@ class Replay:
         self._restore()
         self._called, self._starts, self._spans = [], [], []
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Using `torch.compile.* when there are global hooks")  # ours, which may
+            warnings.filterwarnings("ignore", _OF_HOOKS)
             batch = Batch.of(self._function(), name_of(self._function))
         losses = Losses.check(batch.losses)
         losses.require_graph()

@@ -37,7 +37,8 @@ class Verdict:
         wrong = []
         if self.errors:
             name = max(self.errors, key=lambda each: self.errors[each])
-            wrong.append(f"{self.errors[name]:.2g} at {name}, {len(self.errors)} parameters in all")
+            others = f" and {len(self.errors) - 1} more" if len(self.errors) > 1 else ""
+            wrong.append(f"{self.errors[name]:.2g} at {name}{others}")
         if self.gramian:
             wrong.append(f"{self.gramian:.2g} in the Gramian, on which weights depend")
         return f"wrong by {'; '.join(wrong)}" if wrong else "right"

@@ -11,6 +11,13 @@ from balanced_grad.check._separate import Separate
 from balanced_grad.check._text import listed
 from balanced_grad.check._verification import Verification
 
+_WORTH_SAYING = 0.01  # of what rounding explains: by how much two plain backwards may differ without a word
+
+_UNEXPLAINED = (
+    "no operator was seen to do that: look for what changes from backward to backward, such as a hook on a tensor that "
+    "counts, or a parameter that is moved between forward and backward"
+)
+
 
 def verify(function: Callable[[], object]) -> Verification:
     """Whether methods get the gradients of your model's losses right, and which operator is to blame where not.
@@ -51,13 +58,14 @@ def verify(function: Callable[[], object]) -> Verification:
         tolerances = {name: rounding + 4 * size for name, size in noise.items()}
         verdicts = judge(replay, separate, tolerances, rounding)
         largest = max(noise.values(), default=0.0)
-        notes = list(_noise(noise) if largest > rounding else _side_effects(replay, separate))
-    if not all(verdict.ok for verdict in verdicts):
-        to_blame = [each for each in writers if each.parameters or not faults]
-        faults += to_blame
-        writers = [each for each in writers if each not in to_blame]
-    notes += [f"{each.what}; nothing was seen to suffer from it" for each in writers]
-    return Verification(tuple(verdicts), tuple(faults), tuple(notes), largest, rounding)
+        notes = list(_noise(noise)) if largest > _WORTH_SAYING * rounding else []
+        notes += _side_effects(replay, separate) if largest <= rounding else []
+    wrong = any(verdict.errors or verdict.gramian for verdict in verdicts)
+    blamed = [each for each in writers if wrong and (each.parameters or not faults)]
+    notes += [f"{each.what}; nothing was seen to suffer from it" for each in writers if each not in blamed]
+    if wrong and not (faults or blamed):
+        notes.append(_UNEXPLAINED)
+    return Verification(tuple(verdicts), (*faults, *blamed), tuple(notes), largest, rounding)
 
 
 def _noise(noise: Mapping[str, float]) -> Iterator[str]:
@@ -90,4 +98,6 @@ def _side_effects(replay: Replay, separate: Separate) -> Iterator[str]:
 
 
 def _equal(first: Tensor, second: Tensor | None) -> bool:
-    return second is not None and torch.allclose(first, second, equal_nan=True)
+    if second is None or torch.equal(first, second):
+        return second is not None
+    return first.is_floating_point() and torch.allclose(first, second, equal_nan=True)

@@ -62,11 +62,20 @@ def test_a_loss_alone_needs_heads(losses):
     assert "bg.attach" not in missing
 
 
-@pytest.mark.parametrize("name", ["fused", "Joint", "joint_cls", "loss/fusion", "multimodal", "multi-modal", "total"])
+@pytest.mark.parametrize(
+    "name",
+    ["fused", "Joint", "joint_cls", "loss/fusion", "multimodal", "multi-modal", "total", "fusedLoss", "lossJoint"],
+)
 def test_a_fused_loss_by_another_name(losses, name):
     others = {key: loss for key, loss in losses.items() if key != "joint"}
     assert f"{name!r} looks like it" in notes({**others, name: losses["joint"]})
     assert f"loss {name!r} looks like that of a fused prediction" in notes({**losses, name: 2 * losses["joint"]})
+
+
+@pytest.mark.parametrize("name", ["diffusion", "confused", "ankle_disjoint", "subtotal"])
+def test_words_that_only_contain_one_are_modalities(losses, name):
+    losses[name] = losses.pop("text")
+    assert notes(losses) == ""
 
 
 def test_a_fused_loss_is_known_by_what_it_reaches():

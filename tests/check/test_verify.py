@@ -266,10 +266,6 @@ class Checkpointed(Net):
         return {"joint": cross_entropy(self.joint(h), y), "audio": cross_entropy(self.audio(h), y)}
 
 
-def compiled():
-    return Net(torch.compile(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), backend="aot_eager", fullgraph=True))
-
-
 def bert():
     from transformers import BertConfig, BertModel
 
@@ -298,7 +294,7 @@ def adapted():
     return model
 
 
-@pytest.mark.parametrize("make", [Net, Convolutional, Recurrent, Checkpointed, compiled, bert, adapted])
+@pytest.mark.parametrize("make", [Net, Convolutional, Recurrent, Checkpointed, bert, adapted])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_is_right_is_said_to_be(make, dtype):
     def function():
@@ -312,6 +308,32 @@ def test_what_is_right_is_said_to_be(make, dtype):
     assert verdicts(verification) == [True] * 3
     assert verification.noise <= verification.tolerance
     assert verification.notes == ()
+
+
+def compiled(dtype):
+    def function():
+        model = Net()
+        model.encoder = torch.compile(nn.Sequential(nn.Linear(6, 8), nn.Tanh()), backend="aot_eager", fullgraph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            losses = model.losses(*batch())
+        return model, losses
+
+    return function
+
+
+def test_a_compiled_encoder():
+    verification = verify(compiled(torch.float32))
+    assert verification.ok, str(verification)
+
+
+def test_a_compiled_encoder_that_donates_its_buffers():
+    verification = verify(compiled(torch.bfloat16))
+    assert verdicts(verification) == [True, False]
+    assert "donated" in verification.verdicts[1].refused
+    (fault,) = verification.faults
+    assert fault.operator.startswith("CompiledFunction")
+    assert fault.module == "encoder"
+    assert "donated_buffer = False" in fault.cure
 
 
 def test_parameters_of_low_precision_and_missing_modalities():
@@ -358,6 +380,41 @@ def test_what_is_random_is_said_to_be():
     assert verification.noise > 0.1
     assert not verification.ok
     assert "not deterministic" in str(verification)
+
+
+def test_what_is_a_little_random_is_compared_above_its_noise():
+    generator = torch.Generator().manual_seed(0)
+
+    def step(middle):
+        model = Net(middle)
+        x, y = batch()
+        return model, model.losses(x * (1 + 1e-3 * torch.randn(x.shape, generator=generator)), y)
+
+    right = verify(lambda: step(nn.Tanh()))
+    assert right.ok, str(right)
+    assert 1e-5 < right.noise < 1e-2
+    assert "not deterministic" in right.notes[0]
+    wrong = verify(lambda: step(Wrapped(operators.Gate.apply)))
+    assert verdicts(wrong) == [True, False]
+    assert blamed(wrong) == {("consumes", "Gate")}
+
+
+def test_what_no_operator_explains_is_said():
+    def function():
+        model, calls = Net(), []
+        losses = model.losses(*batch())
+
+        def grow(grad):
+            calls.append(0)
+            return grad * len(calls)
+
+        model.z.register_hook(grow)
+        return model, losses
+
+    verification = verify(function)
+    assert verdicts(verification) == [True, False]
+    assert verification.faults == ()
+    assert "a hook on a tensor" in verification.notes[0]
 
 
 def test_losses_that_come_and_go_are_refused():
