@@ -20,7 +20,7 @@ def refuse_unknown(names: Iterable[str], known: Collection[str], what: str, thos
         if name != JOINT and name not in known:
             raise ValueError(
                 f"loss {name!r} has no {what}; the {those} are {list(known)}, and the fused prediction's loss is "
-                f"{JOINT!r}"
+                f"{JOINT!r}. A term of another kind is added to the scalar: balancer(losses) + term"
             )
 
 

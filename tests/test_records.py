@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 from torchjd.aggregation import UPGradWeighting
 
 import balanced_grad as bg
@@ -137,4 +136,5 @@ class TestLabels:
     def test_names_that_were_given_are_kept(self):
         model = LateFusion()
         assert "trunk.weight" in self.labels(bg.MMPareto(params=model.named_parameters()), model)
-        assert "params[0]" in self.labels(bg.MMPareto(params=nn.ParameterList(model.parameters())), model)
+        assert "trunk.weight" in self.labels(bg.MMPareto(params=model), model)
+        assert "params[0]" in self.labels(bg.MMPareto(params=list(model.parameters())), model)

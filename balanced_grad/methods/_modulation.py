@@ -132,9 +132,11 @@ class Modulation(Stateful, Balancer):
         """Called by a ``BalancedOptimizer``: without a target of its own, the method acts where it has an effect."""
         self._resolved = self.target or ("update" if scale_invariant else "gradient")
 
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        refuse_unknown(names, self.modalities.names, "encoder", "modalities")
+
     def _default(self, problem: Problem) -> Scores:
         """The uni-modal losses, of which the scores are made when they have been averaged."""
-        refuse_unknown(problem.names, self.modalities.names, "encoder", "modalities")
         losses = dict(zip(problem.names, problem.losses.unbind(), strict=True))
         losses = {name: losses[name] for name in self.modalities.names if name in losses}
         if not losses:
