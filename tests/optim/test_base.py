@@ -194,6 +194,15 @@ class TestIdle:
         assert len(said) == 1
         assert said[0].filename == __file__
 
+    def test_of_a_guard(self):
+        p = parameter()
+        guard = bg.HeldOut(bg.MIMO(), held_out=lambda: {"joint": p.square().sum(), "audio": p[0]})
+        optimizer = BalancedOptimizer(torch.optim.SGD([p], lr=0.01), guard)
+        self.steps(optimizer, p, called=True)
+        with pytest.warns(bg.InactiveBalancerWarning, match="has not been called in 10 steps") as said:
+            self.steps(optimizer, p, 3 * STEPS)
+        assert len(said) == 1
+
     def test_not_before_ten_steps(self):
         """A checkpoint of torch.distributed makes the state by a step of its own; others take turns."""
         p = parameter()
