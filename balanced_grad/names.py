@@ -36,7 +36,7 @@ def mention_suspicious(losses: Mapping[str, Tensor | None], notices: Notices) ->
                 "nothing to balance between them; give each modality a loss of its own, or leave one out",
             )
     if losses.get(JOINT) is None and JOINT not in losses:
-        for name in filter(_sounds_fused, losses):
+        for name in filter(sounds_fused, losses):
             notices.say(
                 ("fused", name),
                 f"loss {name!r} sounds like that of the fused prediction but is taken for one more modality; "
@@ -45,7 +45,8 @@ def mention_suspicious(losses: Mapping[str, Tensor | None], notices: Notices) ->
 
 
 @lru_cache(maxsize=1024)
-def _sounds_fused(name: str) -> bool:
+def sounds_fused(name: str) -> bool:
+    """Whether a name is what people call the loss of a fused prediction."""
     words = {word.lower() for word in _WORD.findall(name)}
     if words & _ALL or {"multi", "modal"} <= words:
         return True

@@ -186,4 +186,4 @@ def _encoders(
 def _like(encoder: nn.Module, model: nn.Module) -> Tensor:
     """A tensor with the device and dtype of the encoder, or else of the model."""
     parameters = (p for module in (encoder, model) for p in module.parameters() if p.is_floating_point())
-    return next(parameters, torch.empty(()))
+    return next(parameters, torch.empty((), device="cpu"))

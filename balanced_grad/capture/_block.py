@@ -119,7 +119,10 @@ def _holding_parameters(name: str, module: nn.Module) -> list[tuple[str, nn.Modu
         if any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
     ]
     if not found:
-        raise ValueError(f"block: {name or type(module).__name__!r} has no trainable parameter")
+        raise ValueError(
+            f"block: {name or type(module).__name__!r} has no trainable parameter; leave a frozen module out of "
+            "the block, or freeze it after the balancer has been made: it then counts as absent while it is frozen"
+        )
     return found
 
 

@@ -47,7 +47,8 @@ def _check_replicas(parameters: Sequence[Tensor], agree: Callable[[object], list
     with torch.no_grad():
         sums = torch.stack([_sum(p).cpu() for p in parameters])
         norms = torch.stack([torch.linalg.vector_norm(p).double().cpu() for p in parameters])
-    said = torch.tensor(agree((*sums.tolist(), *norms.tolist())), dtype=torch.float64).view(-1, 2, len(parameters))
+    said = torch.tensor(agree((*sums.tolist(), *norms.tolist())), dtype=torch.float64, device="cpu")
+    said = said.view(-1, 2, len(parameters))
     spread = said.amax(0) - said.amin(0)
     different = (spread > _TOLERANCE * said[:, 1].amax(0)).any(0)
     if different.any():

@@ -82,7 +82,7 @@ class Processes:
         return answers
 
     def _gather(self, message: int, failed: bool = False) -> list[tuple[int, int]]:
-        mine = torch.tensor([message, failed])
+        mine = torch.tensor([message, failed], device="cpu")
         found = [torch.empty_like(mine) for _ in range(self.size)]
         work = distributed.all_gather(found, mine, group=self._hosts(), async_op=True)
         assert work is not None

@@ -1,14 +1,12 @@
 """What is legal in the losses of one batch and yet looks like a mistake."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from balanced_grad.capture import JOINT
+from balanced_grad.names import sounds_fused
 
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_FUSED = ("joint", "fuse", "fusion", "fusing", "multimodal", "combined", "overall", "total")  # how such words begin
 _APART = 100.0  # ratio of two losses' values from which their scales are worth a look
 
 
@@ -31,7 +29,7 @@ def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequ
             f"{next(iter(losses))!r} is the only loss, so there is nothing to balance; give a loss per modality too: "
             "bg.attach(model, {'audio': model.audio_encoder, ...}, num_outputs=...) makes them for a model without"
         )
-    fused = [name for name in losses if name != JOINT and _sounds_fused(name)]
+    fused = [name for name in losses if name != JOINT and sounds_fused(name)]
     if JOINT not in losses and not fused:
         fused = _meeting_all(list(losses), sets)
     if JOINT in losses:
@@ -43,11 +41,6 @@ def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequ
     elif JOINT not in missing:
         which = f"; {fused[0]!r} looks like it, and is taken for a modality" if fused else ""
         yield (f"no loss is named {JOINT!r}; give the loss of the fused prediction that name, if there is one{which}")
-
-
-def _sounds_fused(name: str) -> bool:
-    words = [word.lower() for word in _WORD.findall(name)]
-    return {"multi", "modal"} <= set(words) or any(word.startswith(_FUSED) for word in words)
 
 
 def _meeting_all(names: Sequence[str], sets: Sequence[tuple[str, ...]]) -> list[str]:
