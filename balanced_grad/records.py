@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from balanced_grad.kernels._cache import cached
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Step:
         return torch.where(count > 0, torch.where(there, self.weights, 0).sum(0) / count, 1)
 
 
-@lru_cache(maxsize=256)
+@cached(256)
 def _membership(reach: tuple[tuple[int, ...], ...], count: int, device: torch.device) -> Tensor:
     """``(S, K)`` bool, which loss is in which problem: made once, since a copy to a GPU waits for it."""
     return torch.tensor([[loss in losses for loss in range(count)] for losses in reach], device=device)
