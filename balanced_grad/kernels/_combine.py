@@ -105,7 +105,9 @@ def _weigh(rows: list[Tensor], weights: list[Tensor], out: Tensor) -> None:
         out.copy_(total)
 
 
-_operator = torch.library.custom_op("balanced_grad::combine", mutates_args=("out",))(_run)
+# Schemas are written out: older releases of torch cannot read annotations such as ``Sequence[int] | None``.
+_SCHEMA = "(Tensor rows, Tensor weights, Tensor(a!) out, SymInt[]? segments, str implementation) -> ()"
+_operator = torch.library.custom_op("balanced_grad::combine", mutates_args=("out",), schema=_SCHEMA)(_run)
 
 
 @_operator.register_fake

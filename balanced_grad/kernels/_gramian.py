@@ -148,7 +148,8 @@ def _pairs(rows: list[Tensor], signs: bool) -> Tensor:
     return total
 
 
-_operator = torch.library.custom_op("balanced_grad::gramian", mutates_args=())(_run)
+_SCHEMA = "(Tensor rows, SymInt[]? segments, bool signs, str implementation) -> Tensor"
+_operator = torch.library.custom_op("balanced_grad::gramian", mutates_args=(), schema=_SCHEMA)(_run)
 
 
 @_operator.register_fake

@@ -78,9 +78,24 @@ def step(
     )
 
 
-moments_operator = torch.library.custom_op("balanced_grad::moments", mutates_args=("mean", "variance"))(moments)
-fuse_operator = torch.library.custom_op("balanced_grad::fuse", mutates_args=("out",))(fuse)
-step_operator = torch.library.custom_op("balanced_grad::step", mutates_args=("mean", "variance", "out"))(step)
+# Schemas are written out: older releases of torch cannot read annotations such as ``Tensor | None``.
+_MOVING = "Tensor(a!)? mean, Tensor(b!) variance, Tensor rate, Tensor? new_variance, Tensor? scale"
+_FUSING = "Tensor reference, Tensor? present, Tensor(c!) out, float[] evidence, bool sums"
+moments_operator = torch.library.custom_op(
+    "balanced_grad::moments",
+    mutates_args=("mean", "variance"),
+    schema=f"(Tensor rows, {_MOVING}, str implementation) -> ()",
+)(moments)
+fuse_operator = torch.library.custom_op(
+    "balanced_grad::fuse",
+    mutates_args=("out",),
+    schema=f"(Tensor rows, Tensor variance, {_FUSING}, str implementation) -> Tensor",
+)(fuse)
+step_operator = torch.library.custom_op(
+    "balanced_grad::step",
+    mutates_args=("mean", "variance", "out"),
+    schema=f"(Tensor rows, {_MOVING}, {_FUSING}, str implementation) -> Tensor",
+)(step)
 
 
 @moments_operator.register_fake
