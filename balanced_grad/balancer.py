@@ -213,13 +213,10 @@ class Balancer(nn.Module, ABC):
         exchanges = learning and self._processes.size > 1 and (captures or self.needs_losses)
         with self._processes.together() if exchanges else nullcontext():
             given = self._admit(losses, features)
-            # What refuses, before any state moves.
-            self._params.refresh()
+            # These refuse, so before any state moves.
             capture = self._capture(given, features) if learning else None
             restricted = self._restricted(given) if learning and capture is None else None
-            left_out = None if capture is None else capture.left_out
-            if left_out is not None:
-                self._notices.say("params", left_out)
+            self._mention_left_out(capture or restricted)
         problem = Problem(given.names, given.values())
         if self.needs_gramian or self.needs_rows:
             # No weights before backward(): until then the scalar is the plain sum.
@@ -243,6 +240,7 @@ class Balancer(nn.Module, ABC):
     def _admit(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None) -> Losses:
         """The losses of this batch, checked; what is legal there and yet looks like a mistake is said once."""
         present = Losses.check(losses)
+        self._params.refresh()
         if self.level != "features":
             captures = self.needs_gramian or self.record_gramian
             cure = f"write {type(self).__name__}(level='features'), or leave them out" if captures else self._call
@@ -274,10 +272,11 @@ class Balancer(nn.Module, ABC):
             return None
         walk = Walk.of(losses, once=True)
         leaves = self._params.restrict(walk.names, walk.reach)
-        left_out = self._params.left_out(walk.reach, walk.names)
-        if left_out is not None:
-            self._notices.say("params", left_out)
-        return Delivery(walk, leaves)
+        return Delivery(walk, leaves, left_out=self._params.left_out(walk.reach, walk.names))
+
+    def _mention_left_out(self, route: Capture | Delivery | None) -> None:
+        if route is not None and route.left_out is not None:
+            self._notices.say("left out", route.left_out)
 
     def _balance(
         self,

@@ -21,9 +21,17 @@ class Delivery:
         walk: the graphs of the losses.
         leaves: which leaves may get a gradient; None: all.
         shown: further leaves whose gradient is written by the caller, for the wrapper to find.
+        left_out: what to say of leaves that are missing among these.
     """
 
-    def __init__(self, walk: Walk, leaves: Iterable[Tensor] | None, shown: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        leaves: Iterable[Tensor] | None,
+        shown: Iterable[Tensor] = (),
+        left_out: str | None = None,
+    ) -> None:
+        self.left_out = left_out
         self._walk = walk
         self._leaves = None if leaves is None else list(leaves)
         self._asked = looked_through()
