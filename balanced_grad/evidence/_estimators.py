@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.evidence._linear import sample_variance
+from balanced_grad.evidence._linear import item_variance
 from balanced_grad.records import LinearCall
 
 State = Mapping[str, Tensor]
@@ -19,7 +19,7 @@ class Moments(NamedTuple):
 
     Attributes:
         mean: ``(R, D)``.
-        variance: ``(R, D)``; NaN in the rows of which nothing is known at this step.
+        variance: ``(R, D)``, float32 or float64; NaN in the rows of which nothing is known at this step.
         state: the estimator's own statistics after this step, ``(R, ...)`` each.
     """
 
@@ -66,9 +66,10 @@ class Variance(ABC):
 class SampleVariance(Variance):
     """Variance of the mini-batch gradient over the items of the batch, exactly, for linear layers.
 
-    See ``sample_variance``. Costs one product of squares per loss and layer, no backward. With the empirical Fisher
-    information as curvature the Laplace variance is ``h / N``, this one ``(h - g²) / (B - 1)`` for a batch of ``B``:
-    the same up to the squared mean and a factor that ``BOGC`` divides out.
+    See ``sample_variance``. Costs two products per loss and layer, in float64, and no backward. With the empirical
+    Fisher information as curvature the Laplace variance is near ``h / N`` where ``N h`` is large beside the prior
+    precision, as by default; this one is ``(h - g²) / (B - 1)`` for a batch of ``B``: the same up to the squared mean
+    and a factor that ``BOGC`` divides out.
     """
 
     linear: ClassVar[bool] = True
@@ -82,11 +83,7 @@ class SampleVariance(Variance):
         generator: torch.Generator | None = None,
     ) -> Moments:
         """See ``Variance.moments``."""
-        parts = [
-            sample_variance(call.gradients, x, mean.view(-1, x.shape[-1])).reshape(-1)
-            for call, row in zip(calls, gradients, strict=True)
-            for x, mean in zip(inputs_of(call, shapes), row.split([shape.numel() for shape in shapes]), strict=True)
-        ]
+        parts = [item_variance(call.gradients, x).reshape(-1) for call in calls for x in inputs_of(call, shapes)]
         return Moments(gradients, torch.cat(parts).view(len(calls), -1), {})
 
 

@@ -1,10 +1,14 @@
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from balanced_grad.kernels._cache import cached
+
 _SAMPLE = 4096  # columns of which a typical variance is taken
+_PLAIN = 60  # binary exponents of variances that are kept as they are
 
 
 class History:
@@ -20,7 +24,9 @@ class History:
         Zeros for a new loss. The tensors themselves where they cover these losses in this order, to be changed in
         place; copies otherwise, to be ``put`` back.
         """
-        kept = {key: tensor.to(like.device) for key, tensor in self.tensors.items()}
+        kept = {
+            key: tensor.to(like.device, like.dtype if key in keys else None) for key, tensor in self.tensors.items()
+        }
         for key in keys:
             if key not in kept:
                 kept[key] = like.new_zeros(len(self.names), *like.shape[1:])
@@ -67,9 +73,31 @@ class History:
         self.tensors = {key: tensor.clone() for key, tensor in state["tensors"].items()}
 
 
-def sample(rows: Tensor) -> slice:
-    """At most 4096 columns, evenly spread."""
-    return slice(None, None, -(-rows.shape[1] // _SAMPLE))
+def in_units(known: Mapping[str, Tensor]) -> Tensor:
+    """The averaged variances ``(R, D)`` in float64: kept are those over a power of two for each row."""
+    exponent = known.get("exponent", torch.zeros_like(known["weight"])[:, None])
+    return known["variance"].double() * exponent.double().exp2()
+
+
+def keep_in_units(known: dict[str, Tensor], variance: Tensor) -> None:
+    """Put ``variance`` back: a row that float32 could lose is kept in units of its typical variance."""
+    exponent = torch.frexp(typical_variance(variance, per_source=True))[1].double()
+    exponent = torch.where(exponent.abs() > _PLAIN, exponent, torch.zeros_like(exponent))
+    known["exponent"] = exponent.to(known["weight"].dtype)
+    known["variance"] = (variance * (-exponent).exp2()).to(known["variance"].dtype)
+
+
+def sample(rows: Tensor) -> Tensor:
+    """At most 4096 columns of the rows, evenly spread whatever the width of the layer that they are flattened from."""
+    return rows if rows.shape[1] <= _SAMPLE else rows[:, _columns(rows.shape[1], rows.device)]
+
+
+@cached(maxsize=64)
+def _columns(size: int, device: torch.device) -> Tensor:
+    """Multiples of the golden ratio, modulo 1: no stride for the rows of a matrix to fall in step with."""
+    ratio = (math.sqrt(5.0) - 1.0) / 2.0
+    points = torch.arange(_SAMPLE, dtype=torch.float64, device="cpu") * ratio % 1.0
+    return (points * size).long().sort().values.to(device)
 
 
 def typical_variance(variance: Tensor, *, per_source: bool = False) -> Tensor:
@@ -79,7 +107,7 @@ def typical_variance(variance: Tensor, *, per_source: bool = False) -> Tensor:
     spread over a factor of 3 (one standard deviation of their logarithm), its sampling error is about 2 %, which moves
     a weight by at most 0.01.
     """
-    some = variance[:, sample(variance)]
+    some = sample(variance)
     hidden = torch.where(some.isfinite() & (some > 0), some, torch.full_like(some, torch.nan))
     median = hidden.nanmedian(1, keepdim=True).values if per_source else hidden.flatten().nanmedian()
     return torch.where(median.isnan(), torch.ones_like(median), median)

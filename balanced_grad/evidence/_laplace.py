@@ -7,10 +7,12 @@ from torch import Tensor
 
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
 from balanced_grad.evidence._estimators import Moments, State, Variance, flat, inputs_of
-from balanced_grad.evidence._linear import fisher_curvature, wide
+from balanced_grad.evidence._history import typical_variance
+from balanced_grad.evidence._linear import sum_of_squares, wide
 from balanced_grad.records import LinearCall
 
 Curvature = Literal["fisher", "softmax"]
+_PRIOR = 1e-3  # of a typical N h
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,13 @@ class Laplace(Variance):
     Args:
         curvature: ``h``. ``"fisher"`` (default): the empirical Fisher information, for any loss. ``"softmax"``: the
             exact diagonal of the Hessian, where the layer's outputs are the logits of a mean cross-entropy; checked.
-        num_data: ``N``, the size of the training set; default: of the batch.
-        prior_precision: ``δ > 0``. Default 1 (ours).
+        num_data: ``N``, the number of items that the posterior is of, for the paper the training set's; default: the
+            batch's, which makes the posterior that much wider. It is a common factor of all variances, which ``BOGC``
+            divides out, and so matters for draws only: how far they go.
+        prior_precision: ``δ > 0``. Default (ours): a thousandth of the layer's typical ``N h`` (median over its
+            positive entries), so that the unit of the loss changes nothing and ``v`` is near ``h / N``. A number has
+            the unit of ``N h``, which is that of the loss for softmax curvature and its square for Fisher's: give it
+            for losses of a known unit; where it is large, ``v`` is near ``h² / δ``.
         draws: number of Monte-Carlo draws, even; needs ``curvature="softmax"``. 0 (default): the closed form.
 
     Raises:
@@ -40,7 +47,7 @@ class Laplace(Variance):
 
     curvature: Curvature = "fisher"
     num_data: float | None = None
-    prior_precision: float = 1.0
+    prior_precision: float | None = None
     draws: int = 0
     linear: ClassVar[bool] = True
 
@@ -55,7 +62,8 @@ class Laplace(Variance):
                 "evaluated again from the layer alone; write curvature='softmax', or draws=0"
             )
         size = 1.0 if self.num_data is None else self.num_data
-        laplace_variance(torch.zeros((), device="cpu"), size, self.prior_precision)  # refuses values out of range
+        prior = 1.0 if self.prior_precision is None else self.prior_precision
+        laplace_variance(torch.zeros((), device="cpu"), size, prior)  # refuses values out of range
 
     @property
     def random(self) -> bool:
@@ -79,8 +87,8 @@ class Laplace(Variance):
         curvature = [[self._curvature(call, x) for x in inputs_of(call, shapes)] for call in calls]
         if self.draws == 0:
             rows = [
-                flat(laplace_variance(h, self._size(call), self.prior_precision) for h in own)
-                for call, own in zip(calls, curvature, strict=True)
+                (h := flat(parts)).square() / self._precision(h, call)
+                for call, parts in zip(calls, curvature, strict=True)
             ]
             return Moments(gradients, torch.stack(rows), state)
         pairs = [
@@ -93,11 +101,17 @@ class Laplace(Variance):
     def _size(self, call: LinearCall) -> float:
         return self.num_data or len(call.gradients)
 
+    def _precision(self, h: Tensor, call: LinearCall) -> Tensor:
+        """``N h + δ`` of one layer's curvature ``(D,)``."""
+        size = self._size(call)
+        prior = _PRIOR * size * typical_variance(h[None]) if self.prior_precision is None else self.prior_precision
+        return size * h + prior
+
     def _curvature(self, call: LinearCall, inputs: Tensor) -> Tensor:
         if self.curvature == "fisher":
-            return fisher_curvature(call.gradients, inputs)
+            return sum_of_squares(call.gradients, inputs) * len(call.gradients)
         assert call.outputs is not None
-        return softmax_curvature(call.outputs.flatten(0, 1), inputs.flatten(0, 1))
+        return softmax_curvature(call.outputs.flatten(0, 1).double(), inputs.flatten(0, 1))
 
     def _draw(
         self,
@@ -111,7 +125,9 @@ class Laplace(Variance):
         logits = wide(call.outputs.flatten(0, 1))
         columns = [wide(x.flatten(0, 1)) for x in inputs]
         p = logits.softmax(-1)
-        spread = [(self._size(call) * h + self.prior_precision).rsqrt() for h in curvature]
+        row = self._precision(flat(curvature), call).rsqrt().to(logits.dtype)
+        sizes = [h.numel() for h in curvature]
+        spread = [s.view_as(h) for s, h in zip(torch.split(row, sizes), curvature, strict=True)]
         size = sum(s.numel() for s in spread)
         shift, square = logits.new_zeros(size), logits.new_zeros(size)
         for _ in range(self.draws // 2):

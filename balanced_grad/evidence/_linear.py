@@ -27,16 +27,16 @@ def fisher_curvature(gradients: Tensor, inputs: Tensor) -> Tensor:
         >>> fisher_curvature(torch.tensor([[[0.5]], [[-0.5]]]), torch.tensor([[[1.0]], [[3.0]]]))
         tensor([[5.]])
     """
-    return _sum_of_squares(gradients, inputs) * len(gradients)
+    return (sum_of_squares(gradients, inputs) * len(gradients)).to(wide(gradients[:0]).dtype)
 
 
-def sample_variance(gradients: Tensor, inputs: Tensor, mean: Tensor | None = None) -> Tensor:
+def sample_variance(gradients: Tensor, inputs: Tensor) -> Tensor:
     """Sampling variance of a mean gradient in the weight of a linear layer, over the items of the batch.
 
         v_cf = Σ_n (g_n - ḡ)² / (N (N - 1)),   g_n = ∂ℓ_n/∂W_cf
 
-    Arguments and result as for ``fisher_curvature``; ``mean (C, F)`` is the gradient itself, if it is at hand already.
-    For one item the variance is unknown: NaN.
+    Arguments and result as for ``fisher_curvature``. Sums are in float64, so that the variance of items that differ in
+    their last digits is right too. For one item the variance is unknown: NaN.
 
     Examples:
         >>> import torch
@@ -45,17 +45,24 @@ def sample_variance(gradients: Tensor, inputs: Tensor, mean: Tensor | None = Non
         tensor([[4.]])
     """
     items = len(gradients)
+    kind = wide(gradients[:0]).dtype
     if items < 2:
-        return torch.full((gradients.shape[-1], inputs.shape[-1]), torch.nan, device=gradients.device)
-    if mean is None:
-        mean = wide(gradients).flatten(0, 1).T @ wide(inputs).flatten(0, 1)
-    spread = items * _sum_of_squares(gradients, inputs) - mean.square()
-    return spread.clamp_min(0) / (items - 1)
+        return torch.full((gradients.shape[-1], inputs.shape[-1]), torch.nan, dtype=kind, device=gradients.device)
+    return item_variance(gradients, inputs).to(kind)
 
 
-def _sum_of_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
-    """``Σ_n (Σ_t G_nt x_ntᵀ)²``, entry by entry."""
-    gradients, inputs = wide(gradients), wide(inputs)
+def item_variance(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """``sample_variance`` in float64: where items nearly agree, it is the difference of two nearly equal sums."""
+    items = len(gradients)
+    gradients, inputs = gradients.double(), inputs.double()
+    mean = gradients.flatten(0, 1).T @ inputs.flatten(0, 1)
+    spread = items * sum_of_squares(gradients, inputs) - mean.square()
+    return spread.clamp_min(0) / (items - 1) if items > 1 else torch.full_like(mean, torch.nan)
+
+
+def sum_of_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """``Σ_n (Σ_t G_nt x_ntᵀ)²``, entry by entry, in float64: squares of small gradients vanish in float32."""
+    gradients, inputs = gradients.double(), inputs.double()
     if gradients.shape[1] == 1:
         return gradients[:, 0].square().T @ inputs[:, 0].square()
     size = gradients.shape[-1] * inputs.shape[-1]

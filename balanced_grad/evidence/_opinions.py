@@ -3,6 +3,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from balanced_grad.evidence._linear import wide
+
 
 class Opinion(NamedTuple):
     """A subjective-logic opinion: what is believed, what is left open, and the weights that follow.
@@ -28,7 +30,8 @@ def modality_opinion(evidence: Tensor, present: Tensor | None = None) -> Opinion
     "follow i" and none for the others: that combination has this closed form, in any order.
 
     Args:
-        evidence: ``(..., M, D)``, non-negative.
+        evidence: ``(..., M, D)``, non-negative; half precision is widened; infinite: certain, which leaves no weight
+            to sources that are not.
         present: bool, broadcastable to ``evidence``: a source that is absent (a missing modality) is left out of all
             sums, so that M shrinks; its belief and weight are 0. Default: all present.
 
@@ -42,8 +45,9 @@ def modality_opinion(evidence: Tensor, present: Tensor | None = None) -> Opinion
         >>> opinion.belief.T, opinion.uncertainty, opinion.weights.T
         (tensor([[0.5000, 0.1667]]), tensor([0.3333]), tensor([[0.6667, 0.3333]]))
     """
+    evidence = wide(evidence)
     here = torch.ones_like(evidence) if present is None else present.to(evidence).expand_as(evidence)
-    evidence = torch.where(here > 0, evidence, torch.zeros_like(evidence))
+    evidence = _finite(torch.where(here > 0, evidence, torch.zeros_like(evidence)), -2)
     count = here.sum(-2)
     total = (count + evidence.sum(-2)).unsqueeze(-2).clamp_min(1)
     uncertainty = torch.where(count > 0, count / total.squeeze(-2), torch.ones_like(count))
@@ -61,7 +65,7 @@ def reduced_dempster(evidence: Tensor) -> Opinion:
     they contradict each other: a known weakness of the rule.
 
     Args:
-        evidence: ``(..., S, K)``, non-negative.
+        evidence: ``(..., S, K)``, non-negative; half precision is widened; infinite: certain, the limit.
 
     Returns:
         Belief ``(..., K)``, uncertainty ``(...)``, weights ``(..., K)``.
@@ -73,8 +77,11 @@ def reduced_dempster(evidence: Tensor) -> Opinion:
         >>> opinion.belief, opinion.uncertainty
         (tensor([0.6471, 0.1176]), tensor(0.2353))
     """
+    evidence = wide(evidence)
     frame = evidence.shape[-1]
     exponent = torch.log1p(evidence / frame).sum(-2)
+    certain = exponent.isinf()  # in the limit it outweighs all that is finite
+    exponent = torch.where(certain.any(-1, keepdim=True), certain * 1e3, exponent)
     top = exponent.amax(-1, keepdim=True)
     # All divided by exp(top): the product itself overflows for many sources or strong ones.
     small = torch.expm1(exponent.clamp_max(50.0)) * torch.exp(-top)
@@ -83,3 +90,12 @@ def reduced_dempster(evidence: Tensor) -> Opinion:
     belief = mass / total.unsqueeze(-1)
     uncertainty = torch.exp(-top).squeeze(-1) / total
     return Opinion(belief, uncertainty, belief + (uncertainty / frame).unsqueeze(-1))
+
+
+def _finite(evidence: Tensor, dim: int) -> Tensor:
+    """Evidence whose sums are finite: beside what is infinite the rest is 0, and very much is as good as infinite."""
+    certain = evidence.isinf()
+    most = torch.finfo(evidence.dtype).max ** 0.75
+    evidence = torch.where(certain, torch.full_like(evidence, most), evidence)
+    outweighed = certain.any(dim, keepdim=True) & ~certain
+    return torch.where(outweighed, torch.zeros_like(evidence), evidence).clamp_max(most)

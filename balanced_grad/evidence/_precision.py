@@ -3,6 +3,9 @@ import math
 import torch
 from torch import Tensor
 
+MOST = 1e30  # evidence: sums and products of it stay in float32's range
+_LEAST = 1e-250
+
 
 def precision_evidence(
     variance: Tensor,
@@ -48,10 +51,11 @@ def precision_evidence(
             raise ValueError(f"{name}={value!r}: give a number >= 0")
     variance = variance.float() if variance.itemsize < 4 else variance
     known = variance.isfinite() & (variance > 0)
-    typical = _median(variance, known) if reference is None else 1 / reference.to(variance)[..., None, None]
-    precision = 1 / (torch.where(known, variance, torch.ones_like(variance)) + eps * typical)
-    unit = _median(precision, known) if reference is None else 1 / typical
-    evidence = (kappa * precision / unit).clamp_max(cap)
+    shares = torch.where(known, variance, torch.ones_like(variance)).double()  # 1 / v leaves float32's range
+    shares = shares / _median(shares, known) if reference is None else shares * reference.double()[..., None, None]
+    shares = shares.clamp(_LEAST, 1 / _LEAST) + eps
+    unit = _median(1 / shares, known) if reference is None else 1.0
+    evidence = (kappa / shares / unit).clamp_max(min(cap, MOST)).to(variance.dtype)
     return torch.where(known, evidence, torch.zeros_like(evidence))
 
 

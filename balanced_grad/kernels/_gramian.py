@@ -11,6 +11,8 @@ from balanced_grad.kernels._sharded import is_sharded, sum_over_shards
 
 CHUNK = 1024  # columns per fp32 partial product: small enough to stay exact, large enough for one batched call
 _MOST_PAIRED = 4
+_SMALL, _LARGE = 1e-24, 1e36  # squared norms of a chunk that float32 gives to all its digits
+_WIDENED = 16  # chunks that are doubled at a time
 _COPIED = 256  # chunks that are widened, or whose signs are taken, at a time
 
 
@@ -19,9 +21,9 @@ def gramian(rows: Tensor, segments: Sequence[int] | None = None, *, implementati
 
         G_ij = Σ_d r_id r_jd
 
-    Products over chunks of 1024 columns are formed in float32 (float64 rows: in float64) by one batched
-    matrix product and added up in float64. At cosine 0.999999 and D = 1e7 this keeps two digits of
-    ``|g_1 - g_2|²``, of which a float32 ``rows @ rows.T`` keeps none.
+    Products over chunks of 1024 columns are formed in float32 (float64 rows, and chunks that float32 could not
+    hold: in float64) by one batched matrix product and added up in float64. At cosine 0.999999 and D = 1e7 this
+    keeps two digits of ``|g_1 - g_2|²``, of which a float32 ``rows @ rows.T`` keeps none.
 
     Args:
         rows: ``(M, D)``, real floating point; half precision is widened chunk by chunk. A DTensor whose columns
@@ -128,23 +130,31 @@ def _chunks(rows: Tensor, signs: bool) -> Iterator[Tensor]:
 
 
 def _products(chunks: Tensor, signs: bool) -> Tensor:
-    """``(C, 1 or 2, M, M)``."""
-    found = torch.bmm(chunks, chunks.mT).unsqueeze(1)
+    """``(C, 1 or 2, M, M)`` float64; in float64 from the start what float32 could not hold."""
+    values = chunks if chunks.is_cpu else chunks.double()  # elsewhere to look at them would wait for the device
+    found = torch.bmm(values, values.mT).double()
+    if values.itemsize < 8:
+        squares = found.diagonal(dim1=1, dim2=2)
+        far = ((squares < _SMALL) | ~(squares < _LARGE)).any(1)  # zeros too: they may be squares that vanished
+        for some in torch.split(far.nonzero()[:, 0], _WIDENED):
+            wider = values[some].double()
+            found[some] = torch.bmm(wider, wider.mT)
+    found = found.unsqueeze(1)
     if not signs:
         return found
     sign = chunks.sign()
-    return torch.cat([found, torch.bmm(sign, sign.mT).unsqueeze(1)], 1)
+    return torch.cat([found, torch.bmm(sign, sign.mT).double().unsqueeze(1)], 1)
 
 
 def _pairs(rows: list[Tensor], signs: bool) -> Tensor:
     """Products of ``(C, 1024)`` rows by pairs: this compiles to one read; a batched product stays a library call."""
-    values = [row.to(wide(row.dtype)) for row in rows]
+    values = [row.double() for row in rows]  # fused with the product: no copy, and no range to leave
     kinds = [values, [row.sign() for row in values]] if signs else [values]
     total = torch.empty(len(kinds), len(rows), len(rows), dtype=torch.float64, device=rows[0].device)
     for kind, found in zip(kinds, total.unbind(0), strict=True):
         for i, one in enumerate(kind):
             for j, other in enumerate(kind[: i + 1]):
-                found[i, j] = found[j, i] = (one * other).sum(-1).sum(dtype=torch.float64)
+                found[i, j] = found[j, i] = (one * other).sum(-1).sum()
     return total
 
 

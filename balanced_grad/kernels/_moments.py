@@ -38,8 +38,8 @@ def moments_update(
         new_variance: ``(M, D)`` variances known from elsewhere, of unscaled gradients; then ``mean`` is None.
         scale: 0-dimensional, the factor that the rows carry (the loss scale of mixed precision). Default: 1.
         ok: 0-dimensional or ``(M,)`` bool; a row with False keeps its state to the last bit. Give what is known
-            already, ``gramian(rows).diagonal().isfinite()`` for instance. Default: rows whose norm is finite, which
-            costs one more read. It is never looked at on the host.
+            already, ``gramian(rows).diagonal().isfinite()`` for instance. Default: rows without a non-finite entry,
+            which costs one more read. It is never looked at on the host.
         implementation: ``"auto"`` (default) is Triton on CUDA and the reference elsewhere; see the page on kernels.
 
     Raises:
@@ -80,7 +80,7 @@ def rates(
     _check(rows, mean, variance, weight, beta, new_variance)
     if ok is None:
         finest = torch.promote_types(rows.dtype, torch.float32)
-        ok = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=finest).isfinite()
+        ok = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=1, dtype=finest).isfinite()
     counts = ok.to(weight.dtype)
     with torch.no_grad():
         after = torch.addcmul(weight, counts, 1 - weight, value=1 - beta)

@@ -15,6 +15,8 @@ from balanced_grad.kernels._compiled import compiled
 from balanced_grad.kernels._dispatch import blocks, choose, plain, wide
 
 Rows = list[Tensor]
+MOST = 1e30  # evidence: sums and products of it stay in float32's range
+LEAST = 1e-37  # floor on a variance, in units of the typical one
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ def _cut(rows: Rows | None, part: slice) -> Rows | None:
 
 
 def evidential(
-    s: Streams, unscale: Tensor | None, typical: tuple[Tensor, Tensor] | None, cap: float, sums: bool
+    s: Streams, unscale: Tensor | None, typical: tuple[Tensor, Tensor, float] | None, cap: float, sums: bool
 ) -> Tensor | None:
     """Update the moments, fuse, and return the sums, each where asked for."""
     if s.rates is not None:
         for i, (row, variance, rate) in enumerate(zip(s.rows, s.variances, s.rates, strict=True)):
             if s.new_variances is not None:
                 # What is not finite leaves the old value: a change of 0.
-                change = _finite(s.new_variances[i] - variance)
+                change = _finite(s.new_variances[i].to(variance.dtype) - variance)
                 variance.addcmul_(change, rate)
             else:
                 _moments(row, None if s.means is None else s.means[i], variance, rate, unscale)
@@ -75,6 +77,9 @@ def _moments(row: Tensor, mean: Tensor | None, variance: Tensor, rate: Tensor, u
     deviation = deviation if unscale is None else deviation * unscale
     own = mean is not None or deviation is not row
     deviation = _finite(deviation if mean is None else deviation - mean, own=own)
+    most = torch.finfo(variance.dtype).max ** 0.5 / 2  # a square beyond would stay for ever
+    deviation = deviation.clamp_(-most, most) if own else deviation.clamp(-most, most)
+    own = True
     if mean is not None:
         mean.addcmul_(deviation, rate)
     root = (rate if mean is None else rate * (1 - rate)).sqrt()
@@ -82,11 +87,14 @@ def _moments(row: Tensor, mean: Tensor | None, variance: Tensor, rate: Tensor, u
     variance.mul_(1 - rate).addcmul_(deviation, deviation)
 
 
-def _fuse(s: Streams, out: Tensor, gain: Tensor, floor: Tensor, cap: float, sums: bool) -> Tensor | None:
+def _fuse(
+    s: Streams, out: Tensor, reference: Tensor, gain: Tensor, floor: float, cap: float, sums: bool
+) -> Tensor | None:
     pseudo_counts = []  # per row: evidence + 1, or 0 where the row is not there
     for row, variance in zip(s.rows, s.variances, strict=True):
-        evidence = gain / (variance.to(gain.dtype) + floor)
-        evidence = torch.ops.aten.threshold_backward(evidence, variance.to(gain.dtype), 0)  # 0 where the variance is 0
+        share = variance.to(reference.dtype) * reference
+        evidence = gain / share.add_(floor).to(gain.dtype)
+        evidence = torch.ops.aten.threshold_backward(evidence, variance.sign().to(gain.dtype), 0)  # 0 where that is 0
         evidence = _finite(evidence.clamp_max_(cap)).add_(1)
         pseudo_counts.append(_finite(evidence.add_(row, alpha=0)))  # x + 0 row: NaN or x
     total = None
@@ -97,10 +105,11 @@ def _fuse(s: Streams, out: Tensor, gain: Tensor, floor: Tensor, cap: float, sums
     there = [count.clamp_max(1) for count in pseudo_counts]
     total = reduce(torch.add, pseudo_counts if total is None else [total, *pseudo_counts])
     number = reduce(torch.add, there)
-    weighed = pseudo_counts[0] * _finite(s.rows[0], own=False)
-    for count, row in zip(pseudo_counts[1:], s.rows[1:], strict=True):
-        weighed.addcmul_(count, _finite(row, own=False).to(count.dtype))
-    out.copy_(weighed.mul_(number).div_(total))
+    shares = [count.mul(number).div_(total) for count in pseudo_counts]  # first: a count times a row may overflow
+    weighed = shares[0] * _finite(s.rows[0], own=False)
+    for share, row in zip(shares[1:], s.rows[1:], strict=True):
+        weighed.addcmul_(share, _finite(row, own=False).to(share.dtype))
+    out.copy_(weighed)
     return _sums(pseudo_counts, there, total, number) if sums else None
 
 
@@ -151,7 +160,10 @@ def run(
             return _triton.evidential(given, evidence, sums)
         kappa, cap, eps = evidence
         dtype = wide(rows.dtype)
-        typical = None if reference is None else (kappa / reference.to(dtype), eps / reference.to(dtype))
+        typical = None
+        if reference is not None:
+            finest = torch.promote_types(variance.dtype, dtype)
+            typical = reference.to(finest), reference.new_full((), kappa, dtype=dtype), max(eps, LEAST)
         unscale = None if scale is None else scale.to(variance.dtype).reciprocal()
         streams = Streams(
             list(rows.unbind(0)),
@@ -168,7 +180,7 @@ def run(
             absent = tuple(t is None for t in (mean, rate, new_variance, scale, reference, present))
             function = compiled(evidential, count, rows.dtype, variance.dtype, absent, sums)
         for part in blocks(rows) if chosen == "reference" else [slice(None)] * (size > 0):
-            found = function(streams.columns(part), unscale, typical, cap, sums)
+            found = function(streams.columns(part), unscale, typical, min(cap, MOST), sums)
             if found is not None:
                 total += found
         return total

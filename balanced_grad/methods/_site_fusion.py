@@ -19,7 +19,7 @@ from balanced_grad.evidence import (
     modality_opinion,
     precision_evidence,
 )
-from balanced_grad.evidence._history import History, sample, typical_variance
+from balanced_grad.evidence._history import History, in_units, keep_in_units, sample, typical_variance
 from balanced_grad.evidence._linear import wide
 from balanced_grad.kernels import evidential_fuse, moments_update
 from balanced_grad.records import LinearCall
@@ -147,13 +147,12 @@ class SiteFusion:
         if learning:
             self._update(seen, scale, zeros == 0)
             history.put(seen.names, known)
-        variance = known["variance"]
+        variance = in_units(known) if self.variance.linear else known["variance"]
         if self.precision == "relative":
-            variance = variance / known["mean"].square()
+            variance = variance / known["mean"] / known["mean"]
         typical = typical_variance(variance, per_source=self.unit == "source")
-        if typical.dim():
-            variance, typical = variance / typical, typical.new_ones(())
-        fused = self._fused(seen._replace(rows=damped), variance, 1 / typical)
+        variance = _relative(variance, typical).to(rows.dtype)
+        fused = self._fused(seen._replace(rows=damped), variance, variance.new_ones(()))
         fused.row.add_(zeros.sum())  # a loss scaler must see it
         return fused._replace(row=_plus(fused.row, plain))
 
@@ -170,7 +169,10 @@ class SiteFusion:
             known[key] = torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, old)
         new = seen.moments.variance
         ok = finite & (new.sum(1, dtype=torch.float64) * 0 == 0)
-        moments_update(rows, None, known["variance"], known["weight"], self.decay, new_variance=new, ok=ok)
+        average = in_units(known) if self.variance.linear else known["variance"]
+        moments_update(rows, None, average, known["weight"], self.decay, new_variance=new, ok=ok)
+        if self.variance.linear:
+            keep_in_units(known, average)
         if self.precision == "relative":
             known["steps"] = known.get("steps", torch.zeros_like(known["weight"]))
             known["steps"] += finite * (1 - known["steps"]) * (1 - self.decay)
@@ -182,7 +184,7 @@ class SiteFusion:
         if self.frame == "modality" and not self.conservative:
             row = evidential_fuse(rows, variance, reference, kappa=self.kappa, cap=self.cap).row
             row = row / count if self.reduction == "mean" else row
-            some = variance[:, sample(variance)]  # a report needs no more, and costs more than the pass itself
+            some = sample(variance)  # a report needs no more, and costs more than the pass itself
             opinion = modality_opinion(precision_evidence(some, self.kappa, reference=reference, cap=self.cap))
         else:
             row, opinion = self._opinion(rows, variance * reference)
@@ -227,7 +229,16 @@ def _checked(moments: object, gradients: Tensor, variance: Variance) -> Moments:
             raise ValueError(
                 f"{who} returned {described(value)} as state[{key!r}]; return a row per loss, ({count}, ...)"
             )
-    return Moments(mean, vector(moments.variance, shape, gradients, who), moments.state)
+    like = gradients
+    if isinstance(moments.variance, Tensor) and moments.variance.dtype is torch.float64:
+        like = gradients.new_empty(0, dtype=torch.float64)  # a variance has twice the range of its gradient
+    return Moments(mean, vector(moments.variance, shape, like, who), moments.state)
+
+
+def _relative(variance: Tensor, typical: Tensor) -> Tensor:
+    """In units of the typical one; what is positive stays so, and 0 is what is not known."""
+    ratio = variance / typical
+    return torch.where(variance > 0, ratio.clamp(1e-30, 1e30), ratio)
 
 
 def _plus(row: Tensor, plain: Tensor) -> Tensor:

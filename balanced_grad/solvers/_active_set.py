@@ -18,9 +18,7 @@ GUESSES = 8
 
 
 def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
-    """Min-norm weights (n,) of one `(n, n)` Gramian, systems solved, and whether it converged; NaN if not finite."""
-    if np.count_nonzero(np.isfinite(G)) < G.size:
-        return np.full(len(G), np.nan), 0, False
+    """Min-norm weights (n,) of one finite symmetric `(n, n)` Gramian, systems solved, and whether it converged."""
     diagonal = G.diagonal().tolist()  # reductions of a few numbers are cheaper in Python
     if min(diagonal) > 0.0:
         scale = 1.0 / np.sqrt(G.diagonal())
@@ -34,7 +32,7 @@ def solve(G: Array, tol: float) -> tuple[Array, int, bool]:
     if not min(diagonal) > 0.0:
         zero = G.diagonal() <= 0.0
         return zero / zero.sum(), 0, True  # a zero row is the min-norm point
-    w, more, converged = _solve_carefully(0.5 * G + 0.5 * G.T, tol)
+    w, more, converged = solve_carefully(G, tol)
     return w, iterations + more, converged
 
 
@@ -72,7 +70,7 @@ def _slack(K: Array, a: Array, y: Array, tol: float) -> tuple[Array, Array]:
     return K @ y - a, tol * (2.0 * sum(map(abs, y.tolist())) + a)
 
 
-def _solve_carefully(G: Array, tol: float) -> tuple[Array, int, bool]:
+def solve_carefully(G: Array, tol: float) -> tuple[Array, int, bool]:
     """The answer where supports are hard to tell apart: singular, ill-conditioned or tied problems."""
     scale = np.ldexp(1.0, -(np.frexp(G.diagonal())[1] // 2))  # powers of two: K keeps the digits of G
     a = scale / scale.max()

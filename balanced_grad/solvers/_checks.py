@@ -61,10 +61,14 @@ def check_terms(
             f"inequalities=(A, b) have shapes {tuple(A.shape)} and {tuple(b.shape)}: "
             f"A w <= b needs A (K, {M}) and b (K,)"
         )
+    A, b = (x.detach().to("cpu", torch.float64) for x in (A, b))
+    for name, bad in (("A", ~A.isfinite()), ("b", b.isnan())):
+        if bad.any():
+            raise ValueError(f"inequalities=(A, b): {name} is not finite; for no constraint leave its row out")
+    A, b = A[b < torch.inf], b[b < torch.inf]  # inf: no constraint
     low, high = terms[1].clamp_min(0.0), terms[2].clamp_max(1.0)
     if (low > high).any():
         raise ValueError(f"lower={lower!r} is above upper={upper!r} for some row: weights are between both and 0..1")
-    A, b = (x.to("cpu", torch.float64) for x in (A, b))
     return terms[0], low, high, A, b
 
 

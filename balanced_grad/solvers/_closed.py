@@ -1,7 +1,7 @@
 """Closed forms for two and three rows: in plain floats for one problem, elementwise for a batch, to the same bits.
 
 Every difference is taken between entries of `G` before anything is multiplied: for near-parallel rows these
-differences are exact (Sterbenz), so the weights keep the digits that `G` has.
+differences are exact (Sterbenz), so the weights keep the digits that `G` has. `G` is symmetric.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,10 @@ _TURNS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 
 def two_rows(G: Rows, tol: float) -> tuple[float, float]:
     """Min-norm weights of two rows (Désidéri 2012); rows equal to within `tol` share evenly."""
-    (g11, g12), (g21, g22) = G
-    g12 = 0.5 * g12 + 0.5 * g21
+    (g11, g12), (_, g22) = G
     a, b = g11 - g12, g22 - g12
-    length = a + b  # |g1 - g2|^2
-    if length <= tol * (g11 + g22):
+    length, noise = a + b, tol * (g11 + g22)  # |g1 - g2|^2
+    if abs(a) <= noise and abs(b) <= noise:
         return 0.5, 0.5
     if a <= 0.0:
         return 1.0, 0.0
@@ -32,11 +31,11 @@ def two_rows(G: Rows, tol: float) -> tuple[float, float]:
 
 def two_rows_batch(G: Any, tol: float, where: Callable[..., Any]) -> tuple[Any, Any]:
     """`two_rows` on numpy or torch arrays `(2, 2, B)`, branch-free; `where` is the array library's."""
-    g11, g12, g22 = G[0, 0], 0.5 * G[0, 1] + 0.5 * G[1, 0], G[1, 1]
+    g11, g12, g22 = G[0, 0], G[0, 1], G[1, 1]
     a, b = g11 - g12, g22 - g12
-    length = a + b
-    same = length <= tol * (g11 + g22)
-    safe = where(same, 1.0, length)
+    length, noise = a + b, tol * (g11 + g22)
+    same = (abs(a) <= noise) & (abs(b) <= noise)
+    safe = where(same | (length == 0.0), 1.0, length)
     w1 = where(same, 0.5, where(a <= 0.0, 1.0, where(b <= 0.0, 0.0, b / safe)))
     w2 = where(same, 0.5, where(a <= 0.0, 0.0, where(b <= 0.0, 1.0, a / safe)))
     return w1, w2
@@ -44,10 +43,7 @@ def two_rows_batch(G: Any, tol: float, where: Callable[..., Any]) -> tuple[Any, 
 
 def three_rows(G: Rows, tol: float) -> list[float] | None:
     """Min-norm weights of three rows, or None where the minimiser is not clearly unique."""
-    (g00, g01, g02), (g10, g11, g12), (g20, g21, g22) = G
-    g01, g02, g12 = 0.5 * g01 + 0.5 * g10, 0.5 * g02 + 0.5 * g20, 0.5 * g12 + 0.5 * g21
-    g = ((g00, g01, g02), (g01, g11, g12), (g02, g12, g22))
-    noise = 8.0 * tol
+    g, noise = G, 8.0 * tol
     inside = _interior(g, noise)
     if inside is not None:
         return inside
@@ -72,8 +68,7 @@ def three_rows(G: Rows, tol: float) -> list[float] | None:
 
 def three_rows_batch(G: Array, tol: float) -> tuple[Array, Mask]:
     """`three_rows` on `(3, 3, B)`: weights `(3, B)`, and where they are settled `(B,)`."""
-    g = 0.5 * G + 0.5 * G.transpose(1, 0, 2)
-    noise = 8.0 * tol
+    g, noise = G, 8.0 * tol
     w = np.zeros(g.shape[1:])
     r = np.where(g[1, 1] < g[0, 0], 1, 0)
     r = np.where(g[2, 2] < np.minimum(g[0, 0], g[1, 1]), 2, r)

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from balanced_grad.solvers import _certificate
 from balanced_grad.solvers._closed import two_rows_batch
 from balanced_grad.solvers._faces import solve_faces
 from balanced_grad.solvers._result import Status
 
 
-def solve_on_device(G: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+def solve_on_device(G: Tensor, active: Tensor, tol: float, slack: float) -> tuple[Tensor, Tensor]:
     """Weights `(B, M)` and status `(B,)` of fp64 `(B, M, M)` Gramians, M <= 8."""
     G, finite = _masked(G, active)
     if G.shape[-1] == 1:
@@ -19,14 +20,19 @@ def solve_on_device(G: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tens
         passed = torch.ones_like(finite)
     else:
         weights, passed = solve_faces(G, active, tol)
+    T, w, on = G.permute(1, 2, 0), weights.mT, active.mT
+    passed = passed & _certificate.convex_batch(T, slack, torch.where)
+    passed = passed & _certificate.optimal_batch(T, _product(G, weights).mT, w, on, tol, torch.where)
     return _flagged(weights, active, finite, passed)
 
 
 def _masked(G: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """`G` with inactive rows and columns 0, and all 0 where its active part is not finite; which are finite."""
+    """`G` times a power of two, inactive rows 0, and all 0 where its active part is not finite; which are finite."""
     G = torch.where(active[:, :, None] & active[:, None, :], G, 0.0)
     finite = torch.isfinite(G).flatten(1).all(-1)
-    return torch.where(finite[:, None, None], G, 0.0), finite
+    G = torch.where(finite[:, None, None], G, 0.0)
+    exponent = torch.frexp(G.diagonal(dim1=-2, dim2=-1).amax(-1))[1]
+    return torch.ldexp(G, -exponent[:, None, None]), finite
 
 
 def _flagged(weights: Tensor, active: Tensor, finite: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.solvers import _checks, _device, _host, _reference
+from balanced_grad.solvers._certificate import INDEFINITE
 from balanced_grad.solvers._faces import MAX_ROWS
 from balanced_grad.solvers._result import MinNormResult
 
@@ -36,16 +37,19 @@ def min_norm(
             and `"active_set"` solve a batch to the bits of its problems alone; `"cvxpy"` (Clarabel) and
             `"scipy"` (NNLS; SLSQP with the terms below) are references.
         active: `(..., M)` bool; rows with False are not in the problem, whatever they hold, and get weight 0.
-        linear: `ℓ`, `(..., M)`, a linear preference term. This and the next three are solved by `"cvxpy"` under
-            `"auto"`, on the host; the relative accuracy of the objective is then about 1e-8.
+        linear: `ℓ`, `(..., M)`, a linear preference term. This and the next three are solved on the host, by a
+            primal active set that starts from the point of `"cvxpy"` or `"scipy"` where one is named.
         lower: `(..., M)` or a number, least weight of each active row (besides 0).
         upper: `(..., M)` or a number, largest weight of each active row (besides 1).
-        inequalities: `(A, b)`, `(K, M)` and `(K,)`: `A w <= b` for every problem.
+        inequalities: `(A, b)`, `(K, M)` and `(K,)`: `A w <= b` for every problem, in any unit; `b` of inf is none.
 
     Returns:
         `MinNormResult(weights, gap, iterations, status)`. `weights` has the (promoted) dtype of `gramian`; `gap`
         is that of the fp64 weights, with a linear term and bounds the Frank-Wolfe gap `max_v grad'(w - v) / 2`,
-        over the largest diagonal entry. Non-finite input gives NaN weights and `Status.NON_FINITE`, no error.
+        over the largest diagonal entry. `SOLVED` is what passed the optimality conditions, row by row and relative
+        to the rows' norms, of a matrix without an eigenvalue clearly below 0; whatever fails them is
+        `NOT_CONVERGED`. Only the symmetric part of `G` counts. Non-finite input gives NaN weights and
+        `Status.NON_FINITE`, no error.
 
     Raises:
         TypeError: `gramian` or `active` is no tensor of the right kind.
@@ -69,23 +73,25 @@ def min_norm(
     dtype = torch.float64 if gramian.dtype is torch.float64 else torch.float32
     M = gramian.shape[-1]
     tol = _TOLERANCE[dtype] if M <= 4 else max(_TOLERANCE[dtype], M * 2.0**-50)
+    slack = max(INDEFINITE, M * torch.finfo(gramian.dtype).eps)
     if active is not None:
         active = _checks.check_active(active, gramian)
     terms = None
     if not (linear is None and lower is None and upper is None and inequalities is None):
         terms = _checks.check_terms(gramian, method, linear, lower, upper, inequalities)
     elif method == "auto" and gramian.dim() == 2 and gramian.is_cpu:
-        return _host.solve_tensor(gramian, active, dtype, tol)
+        return _host.solve_tensor(gramian, active, dtype, tol, slack)
     G = gramian.detach().to(torch.float64).reshape(-1, M, M)
-    if method == "auto":
-        method = "cvxpy" if terms is not None else _choose(G)
+    G = 0.5 * G + 0.5 * G.mT  # the form w'Gw sees no more of it
+    if method == "auto" and terms is None:
+        method = _choose(G)
     if method in ("closed", "faces"):
         on = torch.ones(G.shape[:2], dtype=torch.bool, device=G.device)
         on = on if active is None else active.to(G.device).reshape(-1, M)
-        weights, status = _device.solve_on_device(G, on, tol)
+        weights, status = _device.solve_on_device(G, on, tol, slack)
         solved = weights, _device.duality_gap(G, weights, on), torch.zeros_like(status), status
     else:
-        solved = _on_host(G, None if active is None else active.reshape(-1, M), method, terms, tol)
+        solved = _on_host(G, None if active is None else active.reshape(-1, M), method, terms, tol, slack)
     batch = gramian.shape[:-2]
     weights, gap, iterations, status = (x.to(gramian.device) for x in solved)
     weights = weights.to(dtype).reshape(gramian.shape[:-1])
@@ -105,18 +111,18 @@ def _choose(G: Tensor) -> str:
 
 
 def _on_host(
-    G: Tensor, active: Tensor | None, method: str, terms: _checks.Terms | None, tol: float
+    G: Tensor, active: Tensor | None, method: str, terms: _checks.Terms | None, tol: float, slack: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The one copy to the host, and the solve there."""
     array = G.cpu().numpy()
     mask = None if active is None else active.cpu().numpy()
     if method == "batch":
-        answers = _host.solve_batch(array, mask, tol)
+        answers = _host.solve_batch(array, mask, tol, slack)
     else:
         mask = np.ones(array.shape[:2], np.bool_) if mask is None else mask
         if method == "active_set":
-            answers = _host.solve_loop(array, mask, tol)
+            answers = _host.solve_loop(array, mask, tol, slack)
         else:
-            answers = _reference.solve_loop(array, mask, method, terms)
+            answers = _reference.solve_loop(array, mask, method, terms, tol, slack)
     weights, gap, iterations, status = (torch.from_numpy(x) for x in answers)
     return weights, gap, iterations, status

@@ -31,7 +31,7 @@ def _solve_chunk(G: Tensor, active: Tensor, tol: float) -> tuple[Tensor, Tensor]
     used = active & ~zero
     scale = torch.where(used, torch.pow(2.0, -(torch.frexp(diagonal)[1] // 2).double()), 0.0)
     a = scale / scale.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    K = (0.5 * G + 0.5 * G.mT) * scale[:, :, None] * scale[:, None, :] + a[:, :, None] * a[:, None, :]
+    K = G * scale[:, :, None] * scale[:, None, :] + a[:, :, None] * a[:, None, :]
     bits = torch.arange(1, 2**M, device=G.device)[:, None] >> torch.arange(M, device=G.device)
     face = ((bits & 1) == 1) & used[:, None, :]  # (B, F, M)
     w = _face_points(K[:, None], a[:, None], face, tol)

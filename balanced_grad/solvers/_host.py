@@ -1,7 +1,7 @@
 """Problems on the host: one in plain floats, or many at once in numpy; what these leave goes to the active set."""
 
 from collections.abc import Sequence
-from math import isfinite, isnan, nan
+from math import nan, sqrt
 from operator import mul
 
 import numpy as np
@@ -9,32 +9,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_grad.solvers import _active_set, _closed, _floats, _pivoting
+from balanced_grad.solvers import _active_set, _certificate, _closed, _floats, _pivoting, _problem
 from balanced_grad.solvers._active_set import Array, Mask
 from balanced_grad.solvers._result import MinNormResult, Status
 
 Rows = Sequence[Sequence[float]]
 Answer = tuple[Sequence[float] | Array, float, int, int]  # weights, gap, iterations, status
 Answers = tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]
+_LEAST, _MOST = 1e-145, 1e145  # squares of these are numbers still
 _MOST_FLOATS = 8  # rows: beyond this numpy beats plain floats
 
 
-def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol: float) -> MinNormResult:
+def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol: float, slack: float) -> MinNormResult:
     """One `(M, M)` CPU Gramian with as few tensor calls as the result allows."""
     if active is not None:
-        weights, gap, iterations, status = solve_active(gramian.tolist(), active.tolist(), tol)
+        weights, gap, iterations, status = solve_active(gramian.tolist(), active.tolist(), tol, slack)
     elif gramian.shape[0] <= _MOST_FLOATS:
-        weights, gap, iterations, status = solve_rows(gramian.tolist(), tol)
+        weights, gap, iterations, status = solve_rows(gramian.tolist(), tol, slack)
     else:
-        weights, gap, iterations, status = solve_array(gramian.detach().numpy().astype(np.float64, copy=False), tol)
+        G = gramian.detach().to(torch.float64).numpy()
+        weights, gap, iterations, status = solve_array(0.5 * G + 0.5 * G.T, tol, slack)
     kind = np.float64 if dtype is torch.float64 else np.float32
     values = torch.from_numpy(np.array(weights, kind))  # the cheapest way from numbers to a tensor
     return MinNormResult(values, gap, iterations, status)
 
 
-def solve_rows(G: Rows, tol: float) -> Answer:
+def solve_rows(G: Rows, tol: float, slack: float) -> Answer:
     """Weights, gap, iterations and status of one problem given as nested floats."""
     M = len(G)
+    index = range(M)
+    G = [[0.5 * G[i][j] + 0.5 * G[j][i] for j in index] for i in index]
+    diagonal = [G[i][i] for i in index]
+    scale = max(diagonal)
+    if not (min(diagonal) > _LEAST and scale < _MOST):  # zero, not finite, or near the ends of the range
+        return solve_array(np.array(G), tol, slack)
     weights: Sequence[float] | None
     iterations = 0
     if M == 2:
@@ -46,53 +54,74 @@ def solve_rows(G: Rows, tol: float) -> Answer:
     else:
         weights, iterations = _floats.solve_floats(G, tol) or (None, 0)
         if weights is None:
-            return solve_array(np.array(G), tol)
+            return solve_array(np.array(G), tol, slack)
         product = [sum(map(mul, row, weights)) for row in G]
-    scale = max([row[i] for i, row in enumerate(G)])
+    roots = [sqrt(g) for g in diagonal]
+    if not (_certificate.convex(G, roots, slack) and _certificate.optimal(product, weights, roots, tol)):
+        return solve_array(np.array(G), tol, slack)  # a NaN or an infinity off the diagonal too
     value = sum(map(mul, product, weights))
-    if not isfinite(value + sum(product)):  # a NaN or an infinity anywhere in G reaches these
-        return solve_array(np.array(G), tol)
-    return weights, max((value - min(product)) / scale, 0.0) if scale > 0.0 else 0.0, iterations, 0
+    return weights, max((value - min(product)) / scale, 0.0), iterations, 0
 
 
-def solve_array(G: Array, tol: float) -> Answer:
-    """`solve_rows` by the active set."""
-    w, iterations, converged = _active_set.solve(G, tol)
-    if isnan(w[0]):
-        return w, nan, 0, int(Status.NON_FINITE)
+def solve_array(G: Array, tol: float, slack: float) -> Answer:
+    """`solve_rows` by the active set, for a symmetric array."""
+    if np.count_nonzero(np.isfinite(G)) < G.size:
+        return np.full(len(G), nan), nan, 0, int(Status.NON_FINITE)
+    G = in_range(G)
+    w, iterations, _ = _active_set.solve(G, tol)
+    roots = _certificate.norms(G.diagonal()).tolist()
+    passed = _passes(G, w, roots, tol)
+    if not passed:  # what its steps could not tell apart, other ones may
+        again, more, _ = _problem.solve_plain(G, tol)
+        iterations += more
+        passed = _passes(G, again, roots, tol)
+        w = again if passed or not np.isfinite(w).all() else w
     product = G @ w
     gap = (float(product @ w) - min(product.tolist())) / (max(G.diagonal().tolist()) or 1.0)
-    return w, max(gap, 0.0), iterations, 0 if converged else int(Status.NOT_CONVERGED)
+    passed = passed and _certificate.convex_array(G, slack)
+    return w, max(gap, 0.0), iterations, 0 if passed else int(Status.NOT_CONVERGED)
 
 
-def solve_active(G: Rows, active: Sequence[bool], tol: float) -> Answer:
+def _passes(G: Array, w: Array, roots: list[float], tol: float) -> bool:
+    return bool(np.isfinite(w).all()) and _certificate.optimal((G @ w).tolist(), w.tolist(), roots, tol)
+
+
+def in_range(G: Array) -> Array:
+    """`(M, M)` or `(M, M, B)` times a power of two, so that products neither overflow nor vanish: exact."""
+    index = np.arange(len(G))
+    most = G[index, index].max(0)
+    scaled: Array = np.ldexp(G, -np.frexp(np.where(np.isfinite(most), most, 1.0))[1])
+    return scaled
+
+
+def solve_active(G: Rows, active: Sequence[bool], tol: float, slack: float) -> Answer:
     """`solve_rows` on the active rows; the others get weight 0 and may hold anything."""
     if all(active):
-        return solve_rows(G, tol)
+        return solve_rows(G, tol, slack)
     index = [i for i, on in enumerate(active) if on]
     weights = [0.0] * len(G)
     if not index:
         return weights, 0.0, 0, int(Status.NO_ACTIVE_ROW)
-    inner, gap, iterations, status = solve_rows([[G[i][j] for j in index] for i in index], tol)
+    inner, gap, iterations, status = solve_rows([[G[i][j] for j in index] for i in index], tol, slack)
     for i, w in zip(index, inner, strict=True):
         weights[i] = w
     return weights, gap, iterations, status
 
 
-def solve_loop(G: Array, active: Mask, tol: float) -> Answers:
+def solve_loop(G: Array, active: Mask, tol: float, slack: float) -> Answers:
     """`(B, M, M)` problems one after another, by the active set."""
     weights, gaps = np.zeros(active.shape), np.zeros(len(G))
     iterations, status = np.zeros((2, len(G)), np.int64)
     for k, mask in enumerate(active):
         on = np.flatnonzero(mask)
         if len(on):
-            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol)
+            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol, slack)
         else:
             status[k] = Status.NO_ACTIVE_ROW
     return weights, gaps, iterations, status
 
 
-def solve_batch(G: Array, active: Mask | None, tol: float) -> Answers:
+def solve_batch(G: Array, active: Mask | None, tol: float, slack: float) -> Answers:
     """`(B, M, M)` problems all at once, the batch as the last axis; unsettled ones by `solve_loop`."""
     B, M = G.shape[:2]
     T = np.ascontiguousarray(G.transpose(1, 2, 0))
@@ -100,15 +129,19 @@ def solve_batch(G: Array, active: Mask | None, tol: float) -> Answers:
     if active is not None:
         T = np.where(mask & mask[:, None], T, 0.0)
     with np.errstate(all="ignore"):  # non-finite and singular problems are told apart by their flags
+        T = in_range(T)
         finite = np.isfinite(T.sum((0, 1)))
         weights, iterations, settled = _settle(T, mask, active is None, tol)
-        gaps = _gap(T, mask, weights)
+        product = _product(T, weights)
+        gaps = _gap(T, product, mask, weights)
+        settled &= _certificate.optimal_batch(T, product, weights, mask, tol, np.where)
+        settled &= _certificate.convex_batch(T, slack, np.where)
     status = np.zeros(B, np.int64)
     rest = np.flatnonzero(~(settled & finite))
     weights = np.ascontiguousarray(weights.T)
     if len(rest):
         on = mask.T[rest]
-        weights[rest], gaps[rest], more, status[rest] = solve_loop(G[rest], on, tol)
+        weights[rest], gaps[rest], more, status[rest] = solve_loop(G[rest], on, tol, slack)
         iterations[rest] += more
     return weights, gaps, iterations, status
 
@@ -124,11 +157,15 @@ def _settle(T: Array, mask: Mask, closed: bool, tol: float) -> tuple[Array, NDAr
     return _pivoting.solve_batch(T, mask, tol)
 
 
-def _gap(T: Array, mask: Mask, w: Array) -> Array:
-    M = len(w)
-    product = T[:, 0] * w[0]
-    for k in range(1, M):
+def _product(T: Array, w: Array) -> Array:
+    product: Array = T[:, 0] * w[0]
+    for k in range(1, len(w)):
         product += T[:, k] * w[k]
+    return product
+
+
+def _gap(T: Array, product: Array, mask: Mask, w: Array) -> Array:
+    M = len(w)
     value = product[0] * w[0]
     for k in range(1, M):
         value += product[k] * w[k]

@@ -22,7 +22,7 @@ class Status(IntEnum):
     NON_FINITE = 2
     """The Gramian (its active part) holds a NaN or an infinity: the weights are NaN."""
     NOT_CONVERGED = 3
-    """The method ran out of iterations: `weights` is feasible, `gap` says how far it is from optimal."""
+    """No method passed the optimality conditions, or the matrix is no Gramian: `weights` is feasible, see `gap`."""
 
 
 class MinNormResult:

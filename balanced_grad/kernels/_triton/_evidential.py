@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from balanced_grad.kernels._dispatch import wide
+from balanced_grad.kernels._pass import LEAST, MOST
 from balanced_grad.kernels._triton._launch import Config, dense, element, tuned, vector
 
 
@@ -73,6 +74,11 @@ def _kernel(
                 m = tl.load(place, mask=inside, other=0.0).to(STATE)
                 deviation -= m
             deviation = tl.where(_finite(deviation), deviation, 0.0)
+            # A square that is not finite would stay for ever.
+            if tl.float64 == STATE:
+                deviation = tl.minimum(tl.maximum(deviation, -6e153), 6e153)
+            else:
+                deviation = tl.minimum(tl.maximum(deviation, -9e18), 9e18)
             part = rho
             if mean is not None:
                 tl.store(place, m + rho * deviation, mask=inside)
@@ -81,10 +87,10 @@ def _kernel(
         tl.store(state, v, mask=inside)
     if out is not None:
         # Scalars arrive as float32 from eager code and as float64 from compiled code: cast here.
-        typical = tl.load(reference).to(WIDE)
-        v = v.to(WIDE)
         sure = (v > 0) & _finite(v)
-        e = tl.cast(kappa, WIDE) / tl.where(sure, typical * v + tl.cast(eps, WIDE), 1.0)
+        share = v.to(WIDE) if tl.float64 != STATE else v
+        share = (share * tl.load(reference).to(share.dtype) + tl.cast(eps, share.dtype)).to(WIDE)
+        e = tl.cast(kappa, WIDE) / tl.where(sure, share, 1.0)
         g = g.to(WIDE)
         here = inside & _finite(g)
         gone = 0.0
@@ -96,7 +102,8 @@ def _kernel(
         number = tl.sum(here.to(WIDE), 0)
         total = tl.sum(e, 0) + gone
         lost = total == 0  # of those present none is finite: NaN, so that a loss scaler sees it
-        fused = tl.sum(e * tl.where(here, g, 0.0), 0) * number / tl.where(lost, 1.0, total)
+        # First the shares: a count times a row may overflow.
+        fused = tl.sum(e * number / tl.where(lost, 1.0, total) * tl.where(here, g, 0.0), 0)
         at = columns * out_step.to(tl.int64) if STRIDED else columns
         tl.store(out + at, tl.where(lost, float("nan"), fused), mask=columns < size)
         if sums is not None:
@@ -160,6 +167,7 @@ def _scratch(s: Streams) -> Streams:
 
 def _launch(s: Streams, evidence: Sequence[float], sums: bool, aligned: int, config: Config) -> Tensor:
     count, size = s.rows.shape
+    kappa, cap, eps = evidence
     tiles = triton.cdiv(size, config.block)
     partial = s.rows.new_empty(tiles if sums else 0, 2 * count + 1, dtype=torch.float64)
     out_step = 1 if s.out is None else s.out.stride(0)
@@ -169,7 +177,9 @@ def _launch(s: Streams, evidence: Sequence[float], sums: bool, aligned: int, con
         size,
         *(0 if t is None else t.stride(0) for t in (s.rows, s.mean, s.variance, s.new_variance)),
         out_step,
-        *evidence,
+        kappa,
+        min(cap, MOST),
+        max(eps, LEAST),
         M=count,
         PADDED=triton.next_power_of_2(count),
         BLOCK=config.block,

@@ -36,10 +36,17 @@ def _kernel(
         inside = columns < stop
         mask = (index[:, None] < M) & inside[None, :]
         tile = tl.load(rows + index[:, None].to(tl.int64) * step + columns[None, :], mask=mask, other=0.0).to(WIDE)
+        if tl.float32 == WIDE:
+            unit = _power(tl.max(tl.abs(tile), 1))
         for i in tl.static_range(M):
             row = tl.load(rows + i * step + columns, mask=inside, other=0.0).to(WIDE)  # again, from the L1 cache
             chosen = index[:, None] == i
-            products = tl.sum(tile * row[None, :], 1).to(tl.float64)
+            if tl.float32 == WIDE:  # over powers of two, which keep all digits: products leave float32's range
+                other = _power(tl.max(tl.abs(row), 0))
+                products = tl.sum((tile * _inverse(unit)[:, None]) * (row * _inverse(other))[None, :], 1).to(tl.float64)
+                products = products * unit.to(tl.float64) * other.to(tl.float64)
+            else:
+                products = tl.sum(tile * row[None, :], 1).to(tl.float64)
             total += tl.where(chosen, products[None, :], 0.0)
             if SIGNS:
                 agreeing = _sign(tile) * _sign(row)[None, :]
@@ -49,6 +56,18 @@ def _kernel(
     tl.store(place, total, mask=mask)
     if SIGNS:
         tl.store(place + M * M, signs, mask=mask)
+
+
+@triton.jit
+def _power(x):
+    """The power of two below a float32 number, if that and its inverse are normal numbers, and else the nearest one."""
+    bits = x.to(tl.int32, bitcast=True) & 0x7F800000
+    return tl.minimum(tl.maximum(bits, 0x00800000), 0x7E800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _inverse(power):
+    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
