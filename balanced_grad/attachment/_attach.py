@@ -13,7 +13,7 @@ from balanced_grad.attachment._pooling import Pool, Pooling
 from balanced_grad.attachment._split import Split
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
-from balanced_grad.methods import Task
+from balanced_grad.labels import Task
 from balanced_grad.notices import Notices
 
 Value = TypeVar("Value")

@@ -10,7 +10,8 @@ from balanced_grad.attachment._mute import Muted
 from balanced_grad.attachment._tasks import fitted, task_loss
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
-from balanced_grad.methods import Task, scores
+from balanced_grad.labels import Labels, Task
+from balanced_grad.methods import score
 
 
 class Source(Protocol):
@@ -65,16 +66,21 @@ class Attachment(nn.Module):
 
         Args:
             joint: the model's own loss; None where the batch has none.
-            labels: ``(B,)`` classes, of which -100 are left out; ``(B, outputs)`` of 0 or 1; or ``(B,)`` or
-                ``(B, outputs)`` targets.
+            labels: ``(B,)`` class indices, of which -100 are left out, or shares of classes ``(B, outputs)``; labels
+                ``(B, outputs)`` in [0, 1], of which NaN and -100 are left out; or targets ``(B,)`` or
+                ``(B, outputs)``, of which NaN are left out.
+
+        Where nothing is labelled the modalities are left out; where only a look at a device could tell, their losses
+        are 0 with zero gradient.
 
         Raises:
             RuntimeError: without a batch, or for encoders whose outputs came without a graph.
-            TypeError, ValueError: for labels that do not fit the task or the logits.
+            TypeError, ValueError: for labels that do not fit the task or the logits, and on the CPU, where looking is
+                free, for values that the task does not have.
         """
-        logits = self._fitted(self.logits(), labels)
+        pairs = self._fitted(self.logits(), labels)
         if self._watch is not None and torch.is_grad_enabled():
-            self._watch.look(name for name in logits if not self._stepped(name))
+            self._watch.look(name for name in pairs if not self._stepped(name))
         cut = sorted(self._source.cut)
         self._source.release()
         if cut and joint is not None and joint.requires_grad:
@@ -83,9 +89,9 @@ class Attachment(nn.Module):
                 "only: use checkpoint(..., use_reentrant=False) around them, in Hugging Face's models "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}, or stop_gradient=True if that is meant"
             )
-        self._detached = {name: found.detach() for name, found in logits.items()}
+        self._detached = {name: logits.detach() for name, (logits, _) in pairs.items()}
         out = {} if joint is None else {JOINT: joint}
-        return out | {name: task_loss(self.task, found, labels) for name, found in logits.items()}
+        return out | {name: task_loss(self.task, *pair) for name, pair in pairs.items() if not pair[1].nothing}
 
     def scores(self, labels: Tensor) -> dict[str, Tensor | None]:
         """How well each modality alone predicts the last batch: ``bg.scores``, before or after ``losses``."""
@@ -94,9 +100,9 @@ class Attachment(nn.Module):
         if not (fresh or self._detached):
             self.logits()  # says what is missing
         logits = fresh or self._detached
-        return scores(self._fitted(logits, labels), labels, self.task)
+        return {name: score(self.task, *pair) for name, pair in self._fitted(logits, labels).items()}
 
-    def _fitted(self, logits: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def _fitted(self, logits: dict[str, Tensor], labels: Tensor) -> dict[str, tuple[Tensor, Labels]]:
         if self.muted is None:
             cure = "if the encoder's output was read wrongly, give pool=, a function from it to features (B, D)"
         else:

@@ -1,14 +1,12 @@
 """How well each modality alone predicts a batch: one positive number, larger is better."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-Task = Literal["classification", "multilabel", "regression"]
-_IGNORED = -100  # the label that torch's cross-entropy leaves out by default
+from balanced_grad.labels import Labels, Task, fits, read, require_tensor
 
 
 def scores(
@@ -16,8 +14,8 @@ def scores(
 ) -> dict[str, Tensor | None]:
     """How well each modality alone predicts a batch: one detached scalar each, positive, larger is better.
 
-        classification:  mean of softmax(f_m)[y]
-        multilabel:      mean of sigmoid(f_m) where the label is 1, of 1 - sigmoid(f_m) where it is 0
+        classification:  mean of softmax(f_m)[y]; of Σ_c y_c softmax(f_m)_c for shares y_c of the classes
+        multilabel:      mean of y sigmoid(f_m) + (1 - y) sigmoid(-f_m)
         regression:      1 / mean (f_m - y)²
 
     The first is OGM's score divided by the batch size, which no ratio notices. The others are our reading: with
@@ -26,11 +24,17 @@ def scores(
     Args:
         logits: modality -> predictions from it alone, None for a missing one: ``(..., C)`` class logits, logits
             shaped like the labels, or predicted values shaped like the labels.
-        labels: ``(...)`` classes, of which -100 are left out; 0 or 1; or targets.
+        labels: ``(...)`` class indices, of which -100 are left out, or shares of classes ``(..., C)``; labels in
+            [0, 1], of which NaN and -100 are left out; or targets, of which NaN are left out.
         task: ``"classification"`` (default), ``"multilabel"`` or ``"regression"``.
 
+    Returns:
+        A score for each modality; None for a missing one, and for all where nothing is labelled (NaN where only a look
+        at a device could tell).
+
     Raises:
-        ValueError: for an unknown task, or logits whose shape does not fit the labels.
+        TypeError, ValueError: for an unknown task, labels that are no tensor, logits whose shape does not fit the
+            labels, and on the CPU for labels that the task does not have.
 
     Examples:
         >>> import torch
@@ -41,23 +45,39 @@ def scores(
     """
     if task not in get_args(Task):
         raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
-    with torch.no_grad():
-        return {name: None if given is None else _score(name, given, labels, task) for name, given in logits.items()}
+    require_tensor(labels)
+    return {name: None if found is None else _score(name, found, labels, task) for name, found in logits.items()}
 
 
-def _score(name: str, logits: Tensor, labels: Tensor, task: Task) -> Tensor:
-    wanted = labels.shape if task != "classification" else (*labels.shape, logits.shape[-1])
-    if logits.shape != wanted:
+@torch.no_grad()
+def score(task: Task, logits: Tensor, labels: Labels) -> Tensor | None:
+    """The score of one modality; None where it is known that nothing is labelled."""
+    if labels.nothing:
+        return None
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    values = labels.values
+    if task == "regression":
+        quality = (logits - values).square()
+    elif task == "multilabel":
+        quality = values * logits.sigmoid() + (1 - values) * (-logits).sigmoid()
+    elif labels.soft:
+        quality = (values * logits.softmax(-1)).sum(-1)
+    else:
+        quality = logits.softmax(-1).gather(-1, values.unsqueeze(-1)).squeeze(-1)
+    mean = labels.mean(quality)
+    if labels.counted is not None:  # of nothing, which only a look at a device could tell
+        mean = torch.where(labels.counted.any(), mean, torch.nan)
+    return mean.reciprocal() if task == "regression" else mean
+
+
+def _score(name: str, logits: Tensor, labels: Tensor, task: Task) -> Tensor | None:
+    if not fits(task, labels, logits.shape):
         expected = "(..., classes)" if task == "classification" else "that of the labels"
         raise ValueError(
             f"logits of {name!r} have shape {tuple(logits.shape)} for {task} labels of shape {tuple(labels.shape)}; "
             f"their shape must be {expected}"
         )
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    if task == "classification":
-        kept = labels != _IGNORED
-        right = logits.softmax(-1).gather(-1, (labels * kept).unsqueeze(-1)).squeeze(-1)
-        return (right * kept).sum() / kept.sum()
-    if task == "multilabel":
-        return logsigmoid(torch.where(labels > 0, logits, -logits)).exp().mean()
-    return (logits - labels).square().mean().reciprocal()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if labels.is_floating_point():
+        wide = torch.promote_types(wide, labels.dtype)
+    return score(task, logits, read(task, labels, logits.to(wide)))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
-from balanced_grad.methods import Task
+from balanced_grad.labels import Task
 from balanced_grad.models._experts_null import NullTokenExpert
 from balanced_grad.models._experts_subsets import Subset, named_subsets
 from balanced_grad.models._product import mean_loss, normalised, pool, silenced
-from balanced_grad.models._product_stack import Present, Stack, check_targets, refuse_excluded, stack
+from balanced_grad.models._product_stack import Present, Stack, read_targets, refuse_excluded, stack
 
 
 class ProductOfExperts(nn.Module):
@@ -146,22 +146,33 @@ class ProductOfExperts(nn.Module):
     ) -> dict[str, Tensor]:
         """Mean negative log-likelihoods in nats: ``"joint"`` of the product, and of each expert where it is present.
 
-        An expert that no item of the batch has is left out; with masks that are not on the CPU, where looking would
-        wait for the device, its loss is 0 without gradient.
+        An expert that no labelled item of the batch has is left out; with masks or labels that are not on the CPU,
+        where looking would wait for the device, its loss is 0 with zero gradient. So is the joint loss of a batch in
+        which nothing is labelled.
 
         Args:
             outputs: as ``outputs`` gives them.
-            targets: ``(B, ...)`` classes (-100: not counted), ``(B, ..., C)`` labels, or ``(B, ..., D)`` values.
+            targets: ``(B, ...)`` class indices (-100: not counted) or shares of the classes ``(B, ..., C)``,
+                ``(B, ..., C)`` labels in [0, 1] (NaN or -100: not counted), or ``(B, ..., D)`` values (NaN: not
+                counted).
             present: as for ``outputs``.
         """
         voices = self.stacked(outputs, present)
-        check_targets(self.task, voices.outputs[0], targets)
-        losses = {JOINT: mean_loss(self.task, self._product(voices), targets, class_weights=self.class_weights)}
+        labels = read_targets(self.task, voices.outputs[0], targets)
+        self._check_class_weights(voices.outputs.shape[-1])
+        losses = {JOINT: mean_loss(self.task, self._product(voices), labels, class_weights=self.class_weights)}
         for name, output, kept in zip(voices.names, voices.outputs, voices.present, strict=True):
-            if name not in voices.silent:
+            spoken = labels.among(kept) if present else labels
+            if name not in voices.silent and not spoken.nothing:
                 own = silenced(self.task, output, kept) if present else output
-                losses[name] = mean_loss(self.task, own, targets, kept if present else None)
+                losses[name] = mean_loss(self.task, own, spoken)
         return losses
+
+    def _check_class_weights(self, classes: int) -> None:
+        if self.class_weights is not None and self.class_weights.shape != (classes,):
+            raise ValueError(
+                f"class_weights have shape {tuple(self.class_weights.shape)}; give one for each of the {classes} classes"
+            )
 
     def stacked(self, outputs: Mapping[str, Tensor | None], present: Present | None = None) -> Stack:
         """Given outputs checked, normalised and in one tensor, with the presence of each expert."""

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from balanced_grad.labels import require_tensor
 from balanced_grad.models._experts import ProductOfExperts
-from balanced_grad.models._experts_weights import Items, cross_validate, fit, minimise, one_standard_error
+from balanced_grad.models._experts_weights import EXCLUDED, Items, cross_validate, fit, fit_common, one_standard_error
 from balanced_grad.models._product import silenced
-from balanced_grad.models._product_stack import Present, check_targets
+from balanced_grad.models._product_stack import Present, read_targets
 
-_FLOOR = -1e4  # log-probability of a class that an expert excludes: finite, so that its weight can still become 0
+_UNKNOWN = {"classification": "-100", "multilabel": "NaN or -100", "regression": "NaN"}
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ def fit_weights(
 ) -> WeightFit:
     """Fit one non-negative exponent per expert on validation items, and set them in the product (with ``τ = 1``).
 
-        min_{w ≥ 0}  NLL(w) + ρ/2 Σ_e (w_e - w̄)² + (w̄ - 1)² / 2N
+        min_{w ≥ 0}  NLL(w) + ρ/2 Σ_e ((w_e - w̄) / u)²
 
-    The problem is convex for every task. ``ρ`` shrinks towards equal weights: infinite, it is one temperature for the
-    plain product; 0, every expert on its own. The last term counts as much as one of the ``N`` items and keeps the
-    weights finite where the experts make no mistake. An expert that is confident and wrong on new items, because it
+    The problem is convex for every task, and the answer is checked to be its minimum. ``ρ`` shrinks towards equal
+    weights: infinite, it is one temperature for the plain product; 0, every expert on its own. ``u`` is the exponent of
+    the expert that predicts best alone: logits in a unit ten times as large get exponents a tenth as large, and predict
+    the same. Where the product makes no mistake, no exponent would be large enough; then each label is taken to be
+    unknown with probability ``1/N``, as one item more would make it (after Platt, 1999). An expert that is confident and wrong on new items, because it
     has memorised its training items, comes out near zero: do not fit on items that the experts were trained on.
 
     Our own, in the manner of a logarithmic opinion pool; the paper's product has exponents of 1.
@@ -61,7 +64,9 @@ def fit_weights(
             seed (the rule of Breiman et al., "Classification and Regression Trees", 1984, on paired differences).
 
     Raises:
-        ValueError: for a negative shrinkage, an expert without output, outputs that are not finite.
+        ValueError: for a negative shrinkage, an expert without output, outputs that are not finite, targets that are not
+            labels of the task, or none that counts.
+        RuntimeError: where no minimum is found.
 
     Examples:
         >>> import torch
@@ -89,7 +94,7 @@ def fit_temperature(
 ) -> WeightFit:
     """Fit ``τ`` on validation items, and set it in the product, whose weights stay as they are.
 
-        min_{a ≥ 0}  NLL(a w) + (a - 1)² / 2N,   τ = 1 / a
+        min_{a ≥ 0}  NLL(a w),   τ = 1 / a
 
     Arguments, errors and result as for ``fit_weights``.
 
@@ -108,12 +113,8 @@ def fit_temperature(
     """
     items = _items(product, outputs, targets, present)
     weights = product.weights.double().cpu()
-
-    def objective(factor: Tensor) -> Tensor:
-        return items.loss(factor * weights) + 0.5 * (factor - 1).square().sum() / len(items)
-
-    factor = minimise(objective, 1).clamp_min(1e-6)
-    return _set(product, items, weights, 1.0 / float(factor), math.inf, {})
+    factor = fit_common(items, weights) or 1e-6 / float(items.outputs.abs().amax())  # a finite τ that says as little
+    return _set(product, items, weights, 1.0 / factor, math.inf, {})
 
 
 def _set(
@@ -139,16 +140,21 @@ def _items(product: ProductOfExperts, outputs: Mapping[str, Tensor], targets: Te
     if missing:
         raise ValueError(f"expert {missing[0]!r} has no output: a weight needs the validation items of all experts")
     voices = product.stacked(outputs, present)
-    check_targets(product.task, voices.outputs[0], targets)
-    rows = voices.present.any(0).nonzero()[:, 0]
-    if not len(rows):
+    require_tensor(targets)
+    said, kept = voices.outputs.double().cpu(), voices.present.cpu()
+    labels = read_targets(product.task, said[0], targets.cpu())
+    if not kept.any():
         raise ValueError("no validation item has an expert")
-    kept = voices.present[:, rows]
-    values = silenced(product.task, voices.outputs[:, rows], kept).double()
+    counted = labels.among(kept.any(0)).counted
+    assert counted is not None
+    rows = counted.flatten(1).any(1) if counted.dim() > 1 else counted
+    if not rows.any():
+        raise ValueError(f"no validation item with an expert is labelled: all of its targets are {_UNKNOWN[product.task]}")
+    values = silenced(product.task, said, kept)
     if product.task == "classification":
-        values = values.clamp_min(_FLOOR)
-    for name, own in zip(voices.names, values, strict=True):
+        values = values.clamp_min(EXCLUDED)
+    for name, own in zip(voices.names, values[:, rows], strict=True):
         if not own.isfinite().all():
             raise ValueError(f"the output of expert {name!r} is not finite on the validation items")
-    prior = product.prior_row(values)
-    return Items(product.task, values.cpu(), kept.cpu(), targets[rows].cpu(), prior.cpu(), product.prior_weight)
+    every = Items(product.task, values, kept, labels, product.prior_row(values), product.prior_weight)
+    return every[rows.nonzero()[:, 0]]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
-from balanced_grad.methods import Task
+from balanced_grad.labels import Task
 from balanced_grad.models._experts import ProductOfExperts
 from balanced_grad.models._experts_fit import WeightFit, fit_weights
 
@@ -81,7 +81,9 @@ class ProductOfHeads(nn.Module):
         found = fit_weights(self.pool, given, targets, shrinkage=shrinkage)
         alone = {name: output for name, output in given.items() if name != self._names[JOINT]}
         fit_weights(self.without_joint, alone, targets, shrinkage=shrinkage)
-        self.without_joint.weights.clamp_min_(0.01 * float(self.without_joint.weights.max().clamp_min(1e-3)))
+        weights = self.without_joint.weights
+        largest = max(float(output.abs().amax()) for output in alone.values())
+        weights.clamp_min_(0.01 * (float(weights.max()) or 0.1 / largest))
         return replace(found, exponents=dict(zip(self._names, found.exponents.values(), strict=True)))
 
     def _renamed(self, outputs: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

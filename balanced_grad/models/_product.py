@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from balanced_grad.methods import Task
+from balanced_grad.labels import Labels, Task
 
-IGNORED = -100  # torch's label of what does not count
 _HUGE = 80.0  # log-variance of an expert that says nothing; its precision is still a float32
 
 
@@ -54,37 +53,36 @@ def pool(task: Task, outputs: Tensor, weights: Tensor) -> Tensor:
 
 def _gaussian(mean: Tensor, log_variance: Tensor, weights: Tensor) -> Tensor:
     """Precisions add up and means count by precision; the smallest variance is taken out, so nothing overflows."""
-    least = log_variance.detach().amin(0)
-    precision = weights * (least - log_variance).exp()
+    heard = log_variance.detach().masked_fill(weights <= 0, torch.inf)
+    least = heard.amin(0)
+    least = torch.where(least.isinf(), 0.0, least)  # of nobody
+    precision = weights * torch.where(weights > 0, least - log_variance, 0.0).exp()
     total = precision.sum(0)
     return torch.cat([(precision * mean).sum(0) / total, least - total.log()], -1)
 
 
-def mean_loss(
-    task: Task, output: Tensor, targets: Tensor, counted: Tensor | None = None, class_weights: Tensor | None = None
-) -> Tensor:
-    """Mean negative log-likelihood in nats of what ``pool`` gives, over the items counted; 0 where none is.
+def mean_loss(task: Task, output: Tensor, labels: Labels, class_weights: Tensor | None = None) -> Tensor:
+    """Mean negative log-likelihood in nats of what ``pool`` gives, over the labels that count; 0 where none does.
 
-    ``counted`` is ``(B,)``, boolean; ``class_weights`` ``(C,)`` weigh the mean, as those of ``cross_entropy`` do.
+    ``class_weights`` ``(C,)`` weigh the mean, as those of ``cross_entropy`` do.
     """
-    losses = elementwise_losses(task, output, targets)
-    share = torch.ones_like(losses)
-    if task == "classification":
-        if class_weights is not None:
-            share = class_weights.to(share)[targets.clamp_min(0)]
-        share = share.masked_fill(targets == IGNORED, 0.0)
-    if counted is not None:
-        share = share * counted.reshape(-1, *[1] * (losses.dim() - 1))
-    total = share.sum()
-    return (losses * share).sum() / torch.where(total > 0, total, 1.0)
+    losses = elementwise_losses(task, output, labels, class_weights)
+    share = None if class_weights is None or labels.soft else class_weights.to(losses)[labels.values]
+    return labels.mean(losses, share)
 
 
-def elementwise_losses(task: Task, output: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihoods in nats in the shape of the targets; 0 where a class is -100."""
+def elementwise_losses(task: Task, output: Tensor, labels: Labels, class_weights: Tensor | None = None) -> Tensor:
+    """Negative log-likelihoods in nats of each item of a classification, or of each entry.
+
+    ``class_weights`` weigh shares of classes here, as those of ``cross_entropy`` do, and indices in the mean.
+    """
+    values = labels.values
     if task == "classification":
-        return functional.nll_loss(output.movedim(-1, 1), targets, reduction="none", ignore_index=IGNORED)
-    targets = targets.to(output.dtype)
+        if labels.soft:
+            shares = values if class_weights is None else values * class_weights.to(values)
+            return -(shares * output.masked_fill(shares == 0, 0.0)).sum(-1)  # 0 log 0 = 0
+        return -output.gather(-1, values.unsqueeze(-1)).squeeze(-1)
     if task == "multilabel":
-        return functional.binary_cross_entropy_with_logits(output, targets, reduction="none")
-    mean, log_variance = (x.reshape(targets.shape) for x in output.chunk(2, -1))
-    return 0.5 * (math.log(2 * math.pi) + log_variance + (targets - mean).square() * (-log_variance).exp())
+        return functional.binary_cross_entropy_with_logits(output, values, reduction="none")
+    mean, log_variance = output.chunk(2, -1)
+    return 0.5 * (math.log(2 * math.pi) + log_variance + ((values - mean) * (-0.5 * log_variance).exp()).square())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.methods import Task
+from balanced_grad.labels import Labels, Task, fits, read, require_tensor
 from balanced_grad.models._product import normalised
 
 Present = Mapping[str, Tensor]  # modality -> (B,) boolean
@@ -64,21 +64,24 @@ def checked(present: Present | None, items: int, modalities: Collection[str]) ->
     return present or {}
 
 
-def check_targets(task: Task, prediction: Tensor, targets: Tensor) -> None:
-    """Targets fit a prediction: ``(B, ...)`` classes, ``(B, ..., C)`` labels, ``(B, D)`` values or ``(B,)`` for one."""
-    *items, width = prediction.shape
-    wanted: dict[Task, list[tuple[int, ...]]] = {
-        "classification": [(*items,)],
-        "multilabel": [(*items, width)],
-        "regression": [(*items, width // 2), *([(*items,)] if width == 2 else [])],
-    }
-    if tuple(targets.shape) not in wanted[task]:
+def read_targets(task: Task, prediction: Tensor, targets: Tensor) -> Labels:
+    """Targets that fit a prediction, in the form that losses take.
+
+    Shapes are ``(B, ...)`` class indices or ``(B, ..., C)`` shares of classes, ``(B, ..., C)`` labels, ``(B, ..., D)``
+    values; of one label or value ``(B, ...)`` will do.
+    """
+    require_tensor(targets)
+    like = prediction.chunk(2, -1)[0] if task == "regression" else prediction
+    *items, width = like.shape
+    single = task != "classification" and width == 1 and tuple(targets.shape) == (*items,)
+    shaped = targets.unsqueeze(-1) if single else targets
+    if not fits(task, shaped, like.shape):
+        wanted = (*items,) if task == "classification" else (*items, width)
         raise ValueError(
             f"targets of shape {tuple(targets.shape)} do not fit experts that give {tuple(prediction.shape)} "
-            f"for task={task!r}; give {' or '.join(map(str, wanted[task]))}"
+            f"for task={task!r}; give {wanted}{f' or {(*items,)}' if width == 1 and task != 'classification' else ''}"
         )
-    if task == "classification" and targets.dtype != torch.long:
-        raise ValueError(f"targets are {targets.dtype}; for task='classification' give class indices, torch.long")
+    return read(task, shaped, like)
 
 
 def refuse_excluded(outputs: Tensor, kept: Tensor) -> None:

@@ -239,7 +239,8 @@ def test_a_checkpoint_loaded_before_the_first_batch_takes_the_dtype_of_the_encod
         ("classification", torch.zeros(8, 5).long(), r"'audio' have shape \(8, 3\) and the labels \(8, 5\)"),
         ("classification", torch.zeros(8), r"labels are torch.float32 .* write labels.long\(\)"),
         ("classification", torch.zeros(8, 3), r"labels are torch.float32 of shape \(8, 3\)"),
-        ("classification", torch.zeros(8).int(), r"labels are torch.int32"),
+        ("classification", torch.zeros(8).bool(), r"labels are torch.bool .* write labels.long\(\)"),
+        ("classification", torch.full((8,), 255), r"a label is 255, but the indices of 3 classes are 0 to 2"),
         ("classification", [0] * 8, r"labels are a list; give a tensor"),
         (
             "multilabel",

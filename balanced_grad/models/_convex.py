@@ -1,0 +1,141 @@
+"""Minima of smooth convex functions over the non-negative numbers, which are checked before they are believed.
+
+What is asked of a minimum has no unit: Newton's model of the function, or the bracket, says how many nats it can still go
+down at most, and that does not change when an exponent is measured in another unit.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+_AIM = 1e-13  # nats above the minimum at which to stop
+_ENOUGH = 1e-8  # nats above the minimum beyond which the answer is refused
+_STEPS = 100
+_WIDER = 8.0  # factor of a bracket's search: numbers of 1e-90 to 1e90
+
+
+def minimise(function: Function, start: Tensor) -> Tensor:
+    """Minimiser ``(E,)``, by projected Newton steps, and one coordinate after the other where they do not descend.
+
+    Raises:
+        RuntimeError: where the conditions of a minimum do not hold at the end.
+    """
+    point = start
+    for _ in range(_STEPS):
+        value, slope, curvature = _model(function, point)
+        step, left = _newton(point, slope, curvature)
+        if left <= _AIM:
+            return (point + step).clamp_min(0) if left == 0 else point
+        lower = _descended(function, point, step, value, slope)
+        if lower is None and left <= _ENOUGH:  # all that rounding allows
+            return point
+        point = _by_coordinates(function, point) if lower is None else lower
+    raise RuntimeError(_failure(point.tolist(), left))
+
+
+def minimise_scalar(function: Function, start: float) -> float:
+    """Minimiser of a function of ``()``; where it is constant, ``start``.
+
+    Raises:
+        RuntimeError: where there is none in reach.
+    """
+    found, left = _bracketed(function, start)
+    if not left <= _ENOUGH:
+        raise RuntimeError(_failure(found, left))
+    return found
+
+
+def _failure(point: object, left: float) -> str:
+    return (
+        f"the fit of the exponents did not reach a minimum: {left:.2g} nats are left at {point}; look for outputs of "
+        "extreme size, or experts that leave no error at all, among the validation items"
+    )
+
+
+def _model(function: Function, point: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Value, slope ``(E,)`` and curvature ``(E, E)``."""
+    with torch.enable_grad():
+        x = point.detach().requires_grad_()
+        value = function(x)
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        rows = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope.reshape(-1)]
+    return float(value.detach()), slope.detach(), torch.stack(rows).reshape(point.shape + point.shape)
+
+
+def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, float]:
+    """Newton's step on the free coordinates, to zero on those that push against it, and the nats it promises."""
+    blocked = (slope >= 0) & (point * slope <= _AIM)  # a convex function gains no more by going to zero
+    step = torch.where(blocked, -point, 0.0)
+    free = (~blocked).nonzero()[:, 0]
+    if not len(free):
+        return step, 0.0
+    scale = curvature.diagonal()[free].rsqrt()
+    matrix = scale[:, None] * curvature[free][:, free] * scale
+    if not matrix.isfinite().all():
+        return step, float("inf")
+    target = scale * slope[free]
+    solved, info = torch.linalg.solve_ex(matrix + 1e-12 * torch.eye(len(free), dtype=matrix.dtype, device="cpu"), target)
+    if info or not solved.isfinite().all() or not target @ solved >= 0:
+        return step, float("inf")
+    step[free] = -scale * solved
+    return step, 0.5 * float(target @ solved)
+
+
+def _descended(function: Function, point: Tensor, step: Tensor, value: float, slope: Tensor) -> Tensor | None:
+    """A point along the projected step that is lower by a share of what the slope promises."""
+    for halvings in range(40):
+        candidate = (point + 0.5**halvings * step).clamp_min(0)
+        promised = float(slope @ (candidate - point))
+        with torch.no_grad():
+            if promised < 0 and float(function(candidate)) <= value + 1e-4 * promised:
+                return candidate
+    return None
+
+
+def _by_coordinates(function: Function, point: Tensor) -> Tensor:
+    for index in range(len(point)):
+        before, after = point[:index], point[index + 1 :]
+
+        def along(x: Tensor, before: Tensor = before, after: Tensor = after) -> Tensor:
+            return function(torch.cat([before, x[None], after]))
+
+        found, _ = _bracketed(along, float(point[index]))
+        point = torch.cat([before, point.new_tensor([found]), after])
+    return point
+
+
+def _bracketed(function: Function, start: float) -> tuple[float, float]:
+    """A zero of the slope, by Newton's steps inside a bracket that is halved in log w otherwise; and the nats left."""
+
+    def look(x: float) -> tuple[float, float]:
+        _, slope, curvature = _model(function, torch.tensor(x, dtype=torch.double, device="cpu"))
+        return float(slope), float(curvature)
+
+    slope, bend = look(0.0)
+    if slope >= 0:  # NaN where the function has no value at 0
+        return (start if slope == bend == 0 else 0.0), 0.0
+    low = high = start if start > 0 else 1.0
+    for _ in range(100):
+        if not look(high)[0] < 0:
+            break
+        low, high = high, _WIDER * high
+    for _ in range(100):
+        if look(low)[0] < 0:
+            break
+        low, high = low / _WIDER, low
+    point, left = low, float("inf")
+    for _ in range(200):
+        slope, bend = look(point)
+        low, high = (point, high) if slope < 0 else (low, point)
+        newton = 0.5 * slope * slope / bend if bend > 0 else float("inf")
+        left = min(newton, abs(slope) * (high - low))
+        if left <= _AIM:
+            break
+        point = point - slope / bend if bend > 0 else high
+        if not low < point < high:
+            point = (low * high) ** 0.5
+            if not low < point < high:  # adjacent numbers
+                break
+    return point, left
