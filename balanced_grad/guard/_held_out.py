@@ -29,9 +29,9 @@ class HeldOut(Stateful, Wrapper):
     multiplied by ``ρ_m``; the joint loss keeps its own. A held-out loss that falls again brings the modality back.
 
     With ``target="encoder"`` the update of encoder ``m`` is multiplied as well, joint gradient and all, by
-    ``max(ρ_m, 2 ρ_joint - 1)``, for good from when the held-out joint loss has first been three standard errors below
-    its start. While the joint prediction generalises, or has not begun to, it may go on teaching an encoder whose own loss
-    does not carry over, as it must where only the modalities together say something.
+    ``max(ρ_m, 2 ρ_joint - 1)``, for good from when the held-out joint loss has first been three standard errors
+    below its start. While the joint prediction generalises, or has not begun to, it may go on teaching an encoder whose
+    own loss does not carry over, as it must where only the modalities together say something.
 
     Args:
         balancer: the method to guard.

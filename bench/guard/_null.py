@@ -1,7 +1,7 @@
 """How often noise alone shuts a modality down: the training and the held-out loss have the same mean at every check.
 
-The loss starts at 2 and gains ``gain`` as ``1 - exp(-t / 20)`` over checks ``t``; a check's training loss has a standard
-deviation of 0.03 around it, its held-out loss, one batch, of 0.1.
+The loss starts at 2 and gains ``gain (1 - exp(-t / 20))`` over checks ``t``; a check's training loss has a
+standard deviation of 0.03 around it, its held-out loss, one batch, of 0.1.
 """
 
 from collections.abc import Iterator
