@@ -24,14 +24,14 @@ class HeldOut(Stateful, Wrapper):
         ρ_m = (L_m,0 - H_m + z s_m) / (L_m,0 - T_m)   within [floor, 1]
 
     with the moving averages ``T`` of the training loss and ``H`` of the held-out one, their common start ``L_0``, and
-    the standard error ``s`` of their difference, so that noise alone takes nothing away. The weight that the method
-    chooses for the loss of modality ``m`` is multiplied by ``ρ_m``; the joint loss keeps its own. A held-out loss that
-    falls again brings the modality back.
+    the standard error ``s`` of the gain, with that of ``L_0`` in it: noise alone cuts a factor below a half in at most
+    0.3 % of simulated runs of 100 checks. The weight that the method chooses for the loss of modality ``m`` is
+    multiplied by ``ρ_m``; the joint loss keeps its own. A held-out loss that falls again brings the modality back.
 
     With ``target="encoder"`` the update of encoder ``m`` is multiplied as well, joint gradient and all, by
-    ``max(ρ_m, 2 ρ_joint - 1)``, from when the held-out joint loss has first been three standard errors below its
-    start. While the joint prediction generalises, or has not begun to, it may go on teaching an encoder whose own loss
-    does not carry over, as it must where only the modalities together say something.
+    ``max(ρ_m, 2 ρ_joint - 1)``, for good from when the held-out joint loss has first been three standard errors
+    below its start. While the joint prediction generalises, or has not begun to, it may go on teaching an encoder whose
+    own loss does not carry over, as it must where only the modalities together say something.
 
     Args:
         balancer: the method to guard.
@@ -43,7 +43,8 @@ class HeldOut(Stateful, Wrapper):
         floor: smallest factor. Default 0.
         decay: of the moving averages, per check, bias corrected. Default 0.9 (ours).
         confidence: ``z``. Default 1 (ours).
-        warm_up: checks in which all factors are 1. Default 10 (ours).
+        warm_up: checks in which all factors are 1. Default 10 (ours). The first three count in any case: the noise is
+            not known yet.
 
     All processes of a group get the same factors, from the means of their losses. Nothing waits for the device. A
     held-out loss that is not finite, or missing, leaves the factor of its modality as it is.

@@ -10,6 +10,10 @@ from balanced_grad.state import beside
 Number = float | Tensor  # plain floats for losses on the CPU; else tensors, which nothing may wait for
 
 
+ENOUGH = 3  # differences of successive checks, from which on their mean is trusted as a noise
+AT_START = 10  # checks whose noise is that of the first one
+
+
 class Known(NamedTuple):
     """What is known of one loss.
 
@@ -20,7 +24,8 @@ class Known(NamedTuple):
         noise: moving average of the variance of ``train - held_out`` of one check, from the differences of successive
             checks, in which a trend hardly counts (von Neumann, 1941).
         checks: how many so far.
-        lowest: of ``H``.
+        start_noise: mean of the same variance over the first checks, in one of which ``L_0`` was measured.
+        generalised: 1 from when ``H`` has first been clearly below the start, by three standard errors; 0 before.
     """
 
     start: Number = 0.0
@@ -30,45 +35,49 @@ class Known(NamedTuple):
     last_held_out: Number = 0.0
     noise: Number = 0.0
     checks: Number = 0.0
-    lowest: Number = 0.0
+    start_noise: Number = 0.0
+    generalised: Number = 0.0
 
     def after(self, train: Number, held_out: Number, decay: float) -> "Known":
-        """With one more check; as it is if a value is not finite."""
+        """With one more check; as it is if a value, or its square, is not finite."""
         first, later = self.checks == 0, _at_least(self.checks, 1.0)
         weight = (1 - decay) / (1 - decay ** (self.checks + 1))  # of this check in a bias-corrected average
         weight_of_noise = (1 - decay) / (1 - decay**later)  # whose average starts with the second check
-        jump = ((train - self.last_train) ** 2 + (held_out - self.last_held_out) ** 2) / 2
-        mean_held_out = self.held_out + weight * (held_out - self.held_out)
+        jump = (_square(train - self.last_train) + _square(held_out - self.last_held_out)) / 2
+        early = self.start_noise + (jump - self.start_noise) / later
         new = Known(
             _where(first, (train + held_out) / 2, self.start),
             self.train + weight * (train - self.train),
-            mean_held_out,
+            self.held_out + weight * (held_out - self.held_out),
             train,
             held_out,
             _where(first, jump * 0, self.noise + weight_of_noise * (jump - self.noise)),
             self.checks + 1,
-            _where(first, mean_held_out, _lower(self.lowest, mean_held_out)),
+            _where(first, jump * 0, _where(self.checks < AT_START, early, self.start_noise)),
+            self.generalised,
         )
-        finite = _is_finite(train + held_out)
+        fallen = new.is_known() & (new.start - new.held_out > 3 * new.error(decay))
+        new = new._replace(generalised=_where(fallen, jump * 0 + 1, self.generalised))
+        finite = _is_finite(train + held_out + jump)
         return Known(*(_where(finite, after, before) for after, before in zip(new, self, strict=True)))
 
     def ratio(self, decay: float, confidence: float, warm_up: int) -> Number:
         """``ρ``; 1 while there is nothing to judge."""
         slack = confidence * self.error(decay)
         gained = self.start - self.train
-        judged = (gained > slack) & (self.checks > warm_up)
+        judged = (gained > slack) & (self.checks > warm_up) & self.is_known()
         ratio = (self.start - self.held_out + slack) / _where(judged, gained, 1.0)
         return _where(judged, _at_most(_at_least(ratio, 0.0), 1.0), 1.0)
 
+    def is_known(self) -> Any:
+        """Whether there have been enough checks to tell noise from gain."""
+        return self.checks > ENOUGH
+
     def error(self, decay: float) -> Number:
-        """Standard error of ``T - H``."""
+        """Standard error of what was gained: that of ``T - H``, and that of ``L_0``, the mean of two batches."""
         past = decay ** _at_least(self.checks, 1.0)
         share = (1 - decay) / (1 + decay) * (1 + past) / (1 - past)  # variance of an average over that of one check
-        return (self.noise * share) ** 0.5
-
-    def generalised(self, decay: float) -> Any:
-        """Whether the held-out loss has ever been clearly below the start, by three standard errors."""
-        return self.start - self.lowest > 3 * self.error(decay)
+        return (self.noise * share + self.start_noise / 2) ** 0.5
 
 
 class Transfer:
@@ -77,8 +86,8 @@ class Transfer:
         ρ = (L_0 - H + z s) / (L_0 - T)   within [0, 1]
 
     ``T`` and ``H`` are moving averages of the loss on training batches and on held-out ones, ``L_0`` is where both
-    started and ``s`` the standard error of ``T - H``. Until training has gained more than ``z s``, or in the
-    first checks, there is nothing to judge and ``ρ`` is 1.
+    started, one check, and ``s`` the standard error of the gains, that of ``L_0`` with it. Until training has gained
+    more than ``z s``, or in the first checks, there is nothing to judge and ``ρ`` is 1.
 
     Nothing here waits for a device. A non-finite value, or a loss that is missing, leaves what is known of that
     loss as it is.
@@ -86,7 +95,7 @@ class Transfer:
     Args:
         decay: of the moving averages, per check, bias corrected.
         confidence: ``z``: how many standard errors speak for the loss.
-        warm_up: number of checks in which ``ρ`` is 1.
+        warm_up: number of checks in which ``ρ`` is 1; at least 3, without which no noise is known.
     """
 
     def __init__(self, decay: float, confidence: float, warm_up: int) -> None:
@@ -110,16 +119,25 @@ class Transfer:
 
     def generalised(self, name: str) -> Tensor:
         """Whether this loss has ever learnt something that carries over; boolean ``()``, false for one never seen."""
-        found = self._known.get(name, Known()).generalised(self.decay)
-        return found if isinstance(found, Tensor) else torch.tensor(found, device="cpu")
+        found = self._known.get(name, Known()).generalised
+        return found > 0 if isinstance(found, Tensor) else torch.tensor(found > 0, device="cpu")
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: eight numbers per loss, ``(8,)`` where they are tensors."""
+        """For a checkpoint: nine numbers per loss, ``(9,)`` where they are tensors."""
         return {name: _together(known) for name, known in self._known.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What ``state`` gave, on whatever device it was."""
-        self._known = {name: Known(*known) for name, known in state.items()}
+        self._known = {name: self._restored(known) for name, known in state.items()}
+
+    def _restored(self, numbers: Iterable[Number]) -> Known:
+        numbers = list(numbers)
+        if len(numbers) == len(Known._fields):
+            return Known(*numbers)
+        *same, lowest = numbers  # a state from when the lowest held-out loss was kept, and no noise of the start
+        known = Known(*same)
+        known = known._replace(start_noise=known.noise)
+        return known._replace(generalised=1.0 * (known.start - lowest > 3 * known.error(self.decay)))
 
 
 def _together(known: Known) -> Tensor | list[Number]:
@@ -143,8 +161,8 @@ def _where(condition: Any, first: Number, second: Number) -> Number:
     return first if condition else second
 
 
-def _lower(first: Number, second: Number) -> Number:
-    return _where(first < second, first, second)
+def _square(value: Number) -> Number:
+    return value * value  # a float's ** raises where this overflows
 
 
 def _at_least(value: Number, bound: float) -> Number:

@@ -35,19 +35,21 @@ class AGM(Stateful, Balancer):
     Args:
         modalities: names, in any order.
         alpha: ``α ≥ 0``. Default 1.5 (CREMA-D); the author's settings are 2.5 for AV-MNIST and 4 to 6 for UR-FUNNY.
-        limit: largest ``τ - r``. Default 10, as published for two modalities; 7 for three.
+        limit: largest ``τ - r``. Default 10, as released for CREMA-D; 7 for UR-FUNNY, none (``math.inf``) elsewhere.
         loss: ``(logits, labels) -> scalar`` that scores a share. Default: cross-entropy.
 
     In a step in which a modality has no running mean yet, as in the first one, every ``κ`` is 1. A score that is
-    not finite enters no running mean.
+    not finite enters no running mean; the factor of one that is NaN is 1, that of an infinite one its limit. The rule
+    depends on the unit of ``loss``: standardise the targets of a regression.
 
     Raises:
         ValueError: for fewer than two modalities or a name twice, a negative ``alpha`` or ``limit``, muted logits of
             another shape, a ``loss`` that is not one number.
 
     Source: Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation" (2023), and its
-    released code, which runs the muted passes in eval mode and clips the whole model's gradient to norm 1 when the
-    head's exceeds 1. For more than two modalities, the Shapley value with ``f(nothing) = 0`` is our reading.
+    released code, with ``f(nothing) = 0`` for three modalities, muted passes in eval mode, and the whole model's
+    gradient clipped to norm 1 when the head's exceeds 1. It clamps the right class's probability at 1e-8 and begins
+    with running means of 0, ``τ = 1``; we do neither.
 
     Examples:
         >>> import torch
@@ -175,18 +177,20 @@ class AGM(Stateful, Balancer):
 
     def _coefficients(self, scores: Tensor) -> Tensor:
         """``(M,)`` factors ``κ``."""
-        there = scores.isfinite()
+        there = ~scores.isnan()
         self.total, self.count = self.total.to(scores.device), self.count.to(scores.device)
-        now = _advantage(scores, there)
-        usual = _advantage(self.total / self.count, there)
-        factors = torch.exp(self.alpha * (usual - now).clamp_max(self.limit))
-        return torch.where(factors.isfinite(), factors, 1)
+        now, usual = _lead(scores, there), _lead(self.total.to(scores) / self.count.to(scores), there)
+        largest = torch.finfo(scores.dtype).max
+        excess = _exp_difference(usual, now).clamp(-largest, min(self.limit, largest))
+        factors = torch.exp(self.alpha * excess).clamp_max(largest)
+        compared = there & (there.sum() > 1) & (~there | (self.count > 0)).all()
+        return torch.where(compared, factors, 1)
 
     def _observe(self, scores: Tensor) -> None:
         if self.training:
-            there = scores.isfinite()
-            self.total = self.total + torch.where(there, scores, 0)  # not in place: made in any mode
-            self.count = self.count + there
+            usable = scores.isfinite()  # one infinite score would stay in the sum for ever
+            self.total = self.total + torch.where(usable, scores, 0)  # not in place: made in any mode
+            self.count = self.count + usable
 
     def state(self) -> dict[str, Any]:
         """Sums and numbers of the scores, for ``state_dict``."""
@@ -211,8 +215,14 @@ def _from_buffers(_: AGM, state_dict: dict[str, Any], prefix: str, *rest: object
         state_dict[f"{prefix}_extra_state"] = buffers
 
 
-def _advantage(losses: Tensor, there: Tensor) -> Tensor:
-    """``exp(M/(M-1) (mean - loss))`` over the modalities that are there; not finite where it is not defined."""
-    count = there.sum()
-    mean = torch.where(there, losses, 0).sum() / count
-    return torch.where(there, torch.exp(count / (count - 1) * (mean - losses)), torch.nan)
+def _lead(losses: Tensor, there: Tensor) -> Tensor:
+    """``(M,)`` mean of the others' losses minus the own one, which is ``M/(M-1) (mean - loss)``."""
+    others = there & ~torch.eye(len(losses), dtype=torch.bool, device=losses.device)
+    ahead = torch.where(others & (losses != losses[:, None]), losses - losses[:, None], 0)  # infinite ones tie
+    return ahead.sum(-1) / others.sum(-1).clamp_min(1)
+
+
+def _exp_difference(first: Tensor, second: Tensor) -> Tensor:
+    """``exp(first) - exp(second)``, infinite with the right sign where both are."""
+    size = torch.exp(torch.maximum(first, second)) * -torch.expm1(-(first - second).abs())
+    return torch.where(first == second, 0, torch.copysign(size, first - second))

@@ -27,7 +27,8 @@ class DGL(Balancer):
     Args:
         modalities: ``ModalityGroups``, or a mapping of name -> encoder (modules or parameters); the names are
             those of the uni-modal losses.
-        alpha: ``α > 0``. Default 4; published settings are 4 to 5, with gradients clipped to norm 40.
+        alpha: ``α > 0``. Default 4; released settings are 4 and 5 (CREMA-D), 2 to 3 (Kinetics-Sounds) and 2 (VGGSound),
+            with gradients clipped to norm 40.
 
     Raises:
         ValueError: for an ``alpha`` that is not positive, a loss of a modality that is not named, a uni-modal loss
@@ -35,9 +36,9 @@ class DGL(Balancer):
         RuntimeError: for ``create_graph=True``, a second ``backward()``, or a ``DistributedDataParallel`` with
             ``static_graph``.
 
-    Source: "DGL", disentangled gradient learning (2025), from a description of its released code: the uni-modal
-    logits there come from the shared head with the other half of the features zeroed. Heads of their own, which
-    get ``α ∂L_m``, are our reading.
+    Source: disentangled gradient learning (arXiv 2507.10213, 2025) and its released code, shicaiwei123/ICCV2025-GDL:
+    one shared head with the other half of the features zeroed for a uni-modal loss, whose gradient there is dropped
+    before the fused backward. Heads of their own, which get ``α ∂L_m``, are our reading.
 
     Examples:
         >>> import torch

@@ -1,9 +1,13 @@
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from balanced_grad.methods._comparison import relative_to_others
+from balanced_grad.methods._comparison import relative_to_others, tanh_of
 from balanced_grad.methods._encoders import Modalities
 from balanced_grad.methods._modulation import Modulation, Target
+
+Task = Literal["classification", "regression"]
 
 
 class MLB(Modulation):
@@ -13,27 +17,31 @@ class MLB(Modulation):
         ρ_m = mean_{n ≠ m} s_n / s_m
         k_m = 1 + (cap - 1) tanh(α (ρ_m - 1))  if ρ_m > 1,   1 + tanh(α (ρ_m - 1))  otherwise
         g_m ← k_m g_m,  the encoder's gradient of L
+        task="regression":  ρ_m = e_m / mean_{n ≠ m} e_n,  of the errors e = 1 / s
 
-    Continuous at ``ρ = 1``, for any number of modalities, and for regression with reciprocal errors as scores
-    (``bg.scores``). One ordinary backward.
+    Continuous at ``ρ = 1``, and for any number of modalities. One ordinary backward.
 
     Give the uni-modal losses: the method is defined with them, and they hold most of its gain. Without
-    ``scores=``, ``exp(-L_m)`` of them serve.
+    ``scores=``, ``s_m = exp(-L_m)`` of them serve; for regression, they are the errors.
 
     Args:
         modalities: ``ModalityGroups``, or a mapping of name -> encoder (modules or parameters).
-        alpha: ``α ≥ 0``. Default 0.8, as in a released configuration (CREMA-D).
-        cap: largest coefficient, more than 1. Default 2, the plain ``1 + tanh``.
+        alpha: ``α ≥ 0``. Default 0.8, as in every released configuration.
+        cap: largest coefficient, at least 1. Default 2, the plain ``1 + tanh``.
+        task: ``"classification"`` (default), or ``"regression"``, where scores are reciprocal errors, as those of
+            ``bg.scores(..., task="regression")``, and are compared and averaged as errors. For two modalities the
+            comparison is the same.
         target: ``"gradient"``, ``"update"`` or None (default): the update where a ``BalancedOptimizer`` finds that
             its base optimizer, as Adam, cancels a factor on the gradient, else the gradient.
         stop_after: modulate in the first so many training steps only (default: in all).
 
     Raises:
-        ValueError: for a negative ``alpha``, a ``cap`` below 1, an unknown target.
+        ValueError: for a negative ``alpha``, a ``cap`` below 1, an unknown target or task, a negative uni-modal loss
+            as an error.
 
     Source: Kontras et al., "Improving Multimodal Learning with Multi-Loss Gradient Modulation" (2024), and its
-    released code, which compares two modalities; the mean of the others for more, and reciprocal errors for
-    regression, are our reading.
+    released code: the mean of the others for three modalities, and the rule for regression, are its own. It also scales
+    the modality's columns of the fused head; here only the encoder.
 
     Examples:
         >>> import torch
@@ -54,6 +62,7 @@ class MLB(Modulation):
         alpha: float = 0.8,
         *,
         cap: float = 2.0,
+        task: Task = "classification",
         target: Target | None = None,
         stop_after: int | None = None,
     ) -> None:
@@ -62,14 +71,20 @@ class MLB(Modulation):
             raise ValueError(f"alpha={alpha!r}: give a number >= 0")
         if not cap >= 1:
             raise ValueError(f"cap={cap!r}: give a number >= 1, the largest factor on a gradient")
+        if task not in get_args(Task):
+            raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
         self.alpha = alpha
         self.cap = cap
+        self.task = task
+        if task == "regression":
+            self._scores_as = self._losses_as = "error"
 
     def modulate(self, scores: Tensor) -> Tensor:
         """Above 1 for the modalities behind, below 1 for those ahead."""
-        shift = torch.tanh(self.alpha * (1 / relative_to_others(scores) - 1))
+        lag = relative_to_others(1 / scores) if self.task == "regression" else 1 / relative_to_others(scores)
+        shift = tanh_of(self.alpha, lag - 1)
         return 1 + torch.where(shift > 0, (self.cap - 1) * shift, shift)
 
     def extra_repr(self) -> str:
         """Settings."""
-        return f"alpha={self.alpha}, cap={self.cap}, " + super().extra_repr()
+        return f"alpha={self.alpha}, cap={self.cap}, task={self.task!r}, " + super().extra_repr()

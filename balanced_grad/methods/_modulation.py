@@ -10,7 +10,16 @@ from torch import Tensor
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Delivery, Walk, eager, on_backward
 from balanced_grad.checks import described, vector
-from balanced_grad.methods._comparison import Scores, Window, across_ranks, aligned
+from balanced_grad.methods._comparison import (
+    Kind,
+    Scores,
+    Window,
+    across_ranks,
+    aligned,
+    comparable,
+    converted,
+    report_nan,
+)
 from balanced_grad.methods._encoders import Modalities, grouped, trainable
 from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
@@ -41,6 +50,8 @@ class Modulation(Stateful, Balancer):
     """
 
     _call = "write balancer(losses, scores={...})"
+    _scores_as: Kind = "score"  # how scores that are given are averaged
+    _losses_as: Kind = "loss"  # what the uni-modal losses are, of which scores are made
 
     def __init__(self, modalities: Modalities, *, target: Target | None = None, stop_after: int | None = None) -> None:
         super().__init__()
@@ -57,7 +68,7 @@ class Modulation(Stateful, Balancer):
 
     @abstractmethod
     def modulate(self, scores: Tensor) -> Tensor:
-        """Finite or NaN (missing) scores ``(M,)`` -> coefficients ``(M,)``; one that is not finite means 1."""
+        """Scores ``(M,)`` up to a common factor, NaN for a missing one -> coefficients ``(M,)``; not finite means 1."""
 
     def hook(self, coefficient: Tensor | None) -> Hook | None:
         """What becomes of a gradient on its way to a parameter of an encoder; no coefficient: it is not scaled."""
@@ -82,8 +93,9 @@ class Modulation(Stateful, Balancer):
         Args:
             losses: see ``Balancer.forward``. Their plain sum is what is trained.
             features: not used by methods of this kind.
-            scores: modality -> how well it alone predicts this batch, positive, larger is better (see
-                ``bg.scores``); None or left out where it is missing. Default: ``exp(-L_m)`` of the uni-modal
+            scores: modality -> how well it alone predicts this batch, positive, larger is better, infinite for a
+                perfect one (see ``bg.scores``); None or left out where it is missing. NaN counts as missing, with a
+                warning on the CPU. Default: ``exp(-L_m)`` of the uni-modal
                 losses, for a cross-entropy the geometric mean of the right class's probability. Over processes and
                 micro-batches, ``L_m`` is the mean, so that the score is that of the whole batch.
         """
@@ -95,18 +107,21 @@ class Modulation(Stateful, Balancer):
                 return problem.losses.sum()
             given.require_graph()
             names = self.modalities.names
-            from_losses = scores is None
+            kind: Kind = self._losses_as if scores is None else "score"
             values = self._default(problem) if scores is None else scores
-            row = aligned(names, values, problem.losses, losses=from_losses)
+            row = aligned(names, values, problem.losses, kind)
+            report_nan(row, names, values, type(self).__name__, self._notices)
+            if scores is not None:
+                kind, row = self._scores_as, converted(row, "score", self._scores_as)
             delivery = Delivery(Walk.of(given, once=True), None)
         weights = self.choose(problem).weights
         row = across_ranks(row, self._processes)
-        seen = torch.exp(-row) if from_losses else row
+        seen = converted(row, kind, "score")
         active = self.stop_after is None or self._steps < self.stop_after
-        coefficients = self._coefficients(seen) if active else torch.ones_like(seen)
+        coefficients = self._coefficients(comparable(row, kind)) if active else torch.ones_like(seen)
         hooks = self._hooks(coefficients) if active else []
         # Nothing can fail from here on: a refused step leaves the state as it was.
-        self._window.observe(row if active else None, losses=from_losses)
+        self._window.observe(row if active else None, kind)
         self._steps += self.training
         self.last = Step(
             problem.names,

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from balanced_grad.methods._comparison import relative_to_others
+from balanced_grad.methods._comparison import relative_to_others, tanh_of
 from balanced_grad.methods._encoders import Modalities
 from balanced_grad.methods._modulation import Hook, Modulation, Target
 
@@ -88,7 +88,7 @@ class OGM(Modulation):
         """``1 - tanh`` for the modalities ahead, 1 for the others."""
         ratio = relative_to_others(scores)
         excess = ratio if self.variant == "original" else ratio - 1
-        return torch.where(ratio > 1, 1 - torch.tanh(self.alpha * excess), 1)
+        return torch.where(ratio > 1, 1 - tanh_of(self.alpha, excess), 1)
 
     def hook(self, coefficient: Tensor | None) -> Hook | None:
         """Scale, then add noise with the spread of what came in."""

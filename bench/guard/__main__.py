@@ -16,6 +16,7 @@ from bench.guard import _tables as tables
 from bench.guard._ablation import DATASETS, ablation
 from bench.guard._candidates import CANDIDATES
 from bench.guard._cost import CASES, WARM_UP, measure
+from bench.guard._null import null
 from bench.guard._proof import proof
 from bench.guard._simulate import CHECKS, shifts, sizes
 from bench.report import machine
@@ -46,6 +47,9 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     own = commands.add_parser("simulate", help="error rates of the estimate")
     own.add_argument("--repetitions", type=positive, metavar="N", default=2000)
     own.set_defaults(run=simulate)
+    own = commands.add_parser("null", help="false shutdowns by noise alone")
+    own.add_argument("--repetitions", type=positive, metavar="N", default=2000)
+    own.set_defaults(run=lambda args: print(tables.null(list(null(args.repetitions)))))
     own = commands.add_parser("cost", help="time per step")
     own.add_argument("--rounds", type=positive, metavar="N", default=100)
     own.set_defaults(run=cost)

@@ -86,11 +86,11 @@ class Estimates:
         """One check of each repetition, ``(R,)`` losses."""
         self.known = self.known.after(torch.from_numpy(train), torch.from_numpy(held_out), self.settings.decay)
 
-    def factors(self, confidence: float | None = None) -> Array:
-        """``(R,)``, with a confidence other than the default if one is given."""
+    def factors(self, confidence: float | None = None, warm_up: int | None = None) -> Array:
+        """``(R,)``, with other settings than the defaults if they are given."""
         own = self.settings
-        found = self.known.ratio(own.decay, own.confidence if confidence is None else confidence, own.warm_up)
-        return np.asarray(found)
+        z = own.confidence if confidence is None else confidence
+        return np.asarray(self.known.ratio(own.decay, z, own.warm_up if warm_up is None else warm_up))
 
 
 def sizes(repetitions: int, sizes: tuple[int, ...] = SIZES, seed: int = 0) -> Iterator[Result]:

@@ -117,6 +117,17 @@ def shifts(results: list[Result]) -> str:
     return markdown("lost on new groups", columns, rows)
 
 
+def null(results: list[Result]) -> str:
+    """Share of runs that noise alone shut down, by what training gained."""
+    columns: dict[str, None] = {}
+    rows: dict[str, list[str]] = {}
+    for found in results:
+        columns[f"gains {found['gain']:g}"] = None
+        row = f"warm_up={found['warm_up']}, confidence {found['confidence']:g}"
+        rows.setdefault(row, []).append(f"{100 * found['below']:.1f} %")
+    return markdown("false shutdowns", columns, rows)
+
+
 def cost(results: list[Result]) -> str:
     """Times and their ratio to training without a guard, by model and period."""
     columns = ("step ms", "forward ms", "observe µs", "each step +µs", "encoders +µs", "cost", "cost, encoders")

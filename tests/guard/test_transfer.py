@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balanced_grad.guard import Transfer, _transfer
+from balanced_grad.guard._transfer import Known
 from tests.conftest import NoHostReads
 
 losses = st.floats(0.1, 10)
@@ -40,10 +41,12 @@ def by_formula(pairs, decay, confidence, warm_up):
         (train, weights), (held_out, _) = (average([p[i] for p in pairs[:n]]) for i in (0, 1))
         jumps = [sum((b[i] - a[i]) ** 2 for i in (0, 1)) / 2 for a, b in itertools.pairwise(pairs[:n])]
         noise = average(jumps)[0] if jumps else 0.0
-        slack = confidence * math.sqrt(noise * sum(w * w for w in weights) / sum(weights) ** 2)
+        of_averages = noise * sum(w * w for w in weights) / sum(weights) ** 2
+        of_start = sum(jumps[:9]) / max(1, len(jumps[:9])) / 2
+        slack = confidence * math.sqrt(of_averages + of_start)
         start = sum(pairs[0]) / 2
         gained = start - train
-        judged = gained > slack and n > warm_up
+        judged = gained > slack and n > max(warm_up, 3)
         ratio = min(1.0, max(0.0, (start - held_out + slack) / gained)) if judged else 1.0
         out.append(None if abs(gained - slack) < 1e-3 else ratio)
     return out
@@ -94,11 +97,86 @@ def test_a_modality_comes_back():
     assert again > 0.9
 
 
-def test_noise_alone_takes_nothing_away():
+@pytest.mark.parametrize(("warm_up", "at_most"), [(10, 0.005), (0, 0.03)])
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.05, 0.1, 0.3, 1.3])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_noise_alone_takes_nothing_away(gain, warm_up, at_most, scale):
+    """Both losses have the same mean at every check; all runs are elements of one tensor."""
     generator = torch.Generator().manual_seed(0)
-    noise = 0.3 * torch.randn(100, 2, generator=generator, dtype=torch.float64)
-    flat = [(2 + a, 2 + b) for a, b in noise.tolist()]
-    assert min(watch(flat, confidence=3.0, warm_up=10)) == 1
+    known, lowest = Known(*torch.zeros(len(Known._fields), 1000, dtype=torch.float64)), torch.ones(1000)
+    for check in range(100):
+        mean = 2 - gain * (1 - math.exp(-check / 20))
+        train, held_out = torch.randn(2, 1000, generator=generator, dtype=torch.float64)
+        known = known.after(scale * (mean + 0.03 * train), scale * (mean + 0.1 * held_out), 0.9)
+        lowest = torch.minimum(lowest, known.ratio(0.9, 1.0, warm_up))
+    assert (lowest < 0.5).double().mean() <= at_most
+
+
+@given(st.lists(st.tuples(losses, losses), min_size=1, max_size=3), st.sampled_from([0.0, 0.9]), st.floats(0, 3))
+def test_nothing_is_judged_before_the_noise_is_known(pairs, decay, confidence):
+    assert watch(pairs, decay, confidence, warm_up=0) == [1.0] * len(pairs)
+
+
+def test_a_first_batch_that_was_hard_is_not_taken_for_a_gain():
+    """Training fell from an unlucky start, and nothing else."""
+    pairs = [(2.2, 2.1)] + [(1.98 + 0.1 * (-1) ** i, 2.05 + 0.1 * (-1) ** i) for i in range(9)]
+    assert watch(pairs, confidence=1.0) == [1.0] * len(pairs)
+
+
+@pytest.mark.parametrize("spike", [1e20, 1e200])
+def test_a_value_whose_square_is_no_number_changes_nothing(spike, monkeypatch):
+    dtype = torch.float32 if spike < 1e30 else torch.float64
+    monkeypatch.setattr(_transfer, "on_host", lambda losses: dtype == torch.float64)
+    transfer = Transfer(0.9, 1.0, 0)
+    for i, (train, held_out) in enumerate(zip(curve(2, 0, 20), curve(2, 3, 20), strict=True)):
+        both = torch.tensor([spike if i == 10 else train, held_out], dtype=dtype)
+        transfer.observe({"audio": both[0]}, {"audio": both[1]})
+    assert transfer.ratios()["audio"] == 0
+
+
+def carried_over_then_noisy(transfer, checks=60):
+    """Held-out losses that fall, stay down, and then swing more and more, as an over-fitting cross-entropy does."""
+    seen = []
+    for i in range(checks):
+        held_out = 2.0 if i <= 5 else 1.0 if i < 40 else 2.5 + 2.7 * (-1) ** i
+        transfer.observe(tensors({"joint": 2 * 0.95**i}), tensors({"joint": held_out}))
+        seen.append(bool(transfer.generalised("joint")))
+    return seen
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_that_a_loss_has_generalised_is_never_forgotten(monkeypatch, on_host):
+    monkeypatch.setattr(_transfer, "on_host", lambda losses: on_host)
+    transfer = Transfer(0.9, 1.0, 10)
+    seen = carried_over_then_noisy(transfer)
+    assert seen == sorted(seen)
+    assert not any(seen[:6])
+    assert seen[39]
+    resumed = Transfer(0.9, 1.0, 10)
+    resumed.load(transfer.state())
+    assert resumed.generalised("joint")
+    assert resumed.ratios() == transfer.ratios()
+
+
+def test_a_loss_that_only_looked_better_once_has_not_generalised():
+    transfer = Transfer(0.9, 1.0, 10)
+    transfer.observe(tensors({"joint": 2.2}), tensors({"joint": 1.8}))
+    assert not transfer.generalised("joint")
+    for i in range(20):
+        transfer.observe(tensors({"joint": 2.0 + 0.2 * (-1) ** i}), tensors({"joint": 2.0 - 0.2 * (-1) ** i}))
+    assert not transfer.generalised("joint")
+
+
+@pytest.mark.parametrize("lowest", [0.5, 1.9])
+def test_a_state_from_when_the_lowest_loss_was_kept_is_read(lowest):
+    old = [2.0, 0.5, 1.0, 0.5, 1.0, 0.01, 40.0, lowest]
+    for saved in (old, torch.tensor(old)):
+        transfer = Transfer(0.9, 1.0, 10)
+        transfer.load({"joint": saved})
+        assert bool(transfer.generalised("joint")) == (lowest == 0.5)
+        assert 0 < transfer.ratios()["joint"] < 1
+        transfer.observe(tensors({"joint": 0.5}), tensors({"joint": 1.0}))
+        assert len(transfer.state()["joint"]) == len(Known._fields)
 
 
 def test_nothing_is_judged_before_the_warm_up_is_over():

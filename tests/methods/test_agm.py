@@ -159,6 +159,83 @@ def test_regression_with_a_loss_of_its_own():
     assert all(math.isfinite(k) and k > 0 for k in balancer.last.to_dict()["coefficients"].values())
 
 
+def factors(scores, means, present=MODALITIES, **options):
+    """Coefficients where these are the losses of the shares."""
+    balancer = warm(bg.AGM(MODALITIES, **options), *means)
+    given = iter(scores)
+    balancer.loss = lambda share, labels: share.sum() * 0 + next(given)
+    passes = torch.zeros(2, 2, requires_grad=True)
+    balancer({"joint": balancer.logits(passes, lambda _: passes * 1, None, present).sum()})
+    return balancer.last.to_dict()["coefficients"]
+
+
+numbers = st.floats(-1e30, 1e30) | st.floats(-200, 200)
+
+
+@given(st.lists(numbers, min_size=3, max_size=3), st.lists(numbers, min_size=3, max_size=3), st.sampled_from([0, 1.5]))
+def test_every_loss_has_a_factor(scores, means, alpha):
+    found = factors(scores, means, alpha=alpha)
+    assert all(0 <= k <= math.exp(15) * 1.001 for k in found.values())
+    for limit in (0.0, math.inf):
+        assert all(math.isfinite(k) for k in factors(scores, means, alpha=alpha, limit=limit).values())
+    if alpha == 0:
+        assert set(found.values()) == {1}
+
+
+def test_far_from_its_usual_self_the_factor_is_the_limit():
+    """Where both exponentials overflow, too."""
+    far = factors((0.0, 200.0, 400.0), (0.0, 300.0, 400.0))
+    assert far["text"] == 1  # both vanish
+    assert far["audio"] == pytest.approx(math.exp(15))  # it used to lead by more
+    assert factors((0.0, 400.0, 400.0), (0.0, 300.0, 300.0))["audio"] == 0
+    assert factors((0.0, 300.0, 300.0), (0.0, 300.0, 300.0))["audio"] == 1
+    assert factors((math.inf, 0.3, 0.3), (0.3, 0.3, 0.3))["video"] == 0
+
+
+def test_the_unit_in_which_a_loss_is_measured_is_that_of_the_rule():
+    assert factors((9479.0, 9702.0, 9600.0), (9600.0,) * 3).keys() == set(MODALITIES)
+    small = factors((0.9479, 0.9702, 0.96), (0.96,) * 3)
+    assert all(0.9 < k < 1.1 for k in small.values())
+
+
+def test_a_loss_that_is_no_number_leaves_the_others_to_be_compared():
+    found = factors((0.2, math.nan, 0.6), (0.4, 0.4, 0.4))
+    without = factors((0.2, 0.6), (0.4, 0.4, 0.4), present=("audio", "text"))
+    assert found == without
+    assert found["video"] == 1
+    assert found["audio"] < 1
+
+
+def test_evaluation_enters_no_running_mean():
+    model, balancer = Mixing(), bg.AGM(MODALITIES[:2])
+    step(model, balancer)
+    before = balancer.total.clone()
+    balancer.eval()
+    step(model, balancer)
+    assert torch.equal(balancer.total, before)
+    assert balancer.count.tolist() == [1, 1]
+
+
+def test_what_is_reported_is_of_this_step():
+    """A step without logits reports nothing of the one before."""
+    model, balancer = Mixing(), bg.AGM(MODALITIES[:2])
+    assert step(model, balancer).scores
+    with pytest.warns(bg.InactiveBalancerWarning, match="no logits of this step"):
+        balancer({"joint": cross_entropy(model(), model.labels)}).backward()
+    assert not balancer.last.scores
+    assert not balancer.last.coefficients
+
+
+def test_the_logits_may_be_written_over():
+    """They are a copy of the model's, as a masked_fill_ after them may need."""
+    model, balancer = Mixing(), bg.AGM(MODALITIES[:2])
+    full = model()
+    logits = balancer.logits(full, model, model.labels)
+    before = full.detach().clone()
+    logits.mul_(2)
+    assert torch.equal(full, before)
+
+
 def test_autocast_leaves_coefficients_alone():
     """A product with the table of shares in bfloat16 would move the factors of the passes."""
     passes = [torch.randn(6, 3, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]

@@ -52,6 +52,55 @@ def test_regression_by_reciprocal_errors():
     assert (lagging, leading) == pytest.approx((1 + math.tanh(0.3), 1 + math.tanh(0.1 * (0.25 - 1))))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+def test_regression_compares_errors_as_the_release_does(scale):
+    errors = [1.0, 4.0, 16.0]
+    found = coefficients(0.8, [1 / (scale * error) for error in errors], task="regression")
+    rest = [sum(errors) - error for error in errors]
+    ratios = [2 * error / other for error, other in zip(errors, rest, strict=True)]
+    assert found == pytest.approx([1 + math.tanh(0.8 * (ratio - 1)) for ratio in ratios], abs=1e-4)
+    assert found == pytest.approx([0.383, 0.600, 2.0], abs=1e-3)
+
+
+@given(positive, positive, st.floats(0, 2))
+def test_for_two_modalities_both_tasks_are_the_same(a, b, alpha):
+    assert coefficients(alpha, (a, b), task="regression") == pytest.approx(coefficients(alpha, (a, b)), abs=1e-4)
+
+
+def test_regression_losses_are_the_errors_and_are_averaged_as_such():
+    """As one large batch: by the mean error of two halves, given as losses or as scores."""
+    encoders = {name: nn.Linear(1, 1) for name in ("a", "b", "c")}
+    halves = [dict(zip(encoders, errors, strict=True)) for errors in ((1.0, 2.0, 3.0), (5.0, 1.0, 9.0))]
+    seen = []
+    for as_scores in (False, True):
+        balancer = bg.MLB(encoders, task="regression", target="update")
+        balancer.resolve_target(True)
+        for errors in halves:
+            zero = encoders["a"].weight.sum() * 0
+            losses = {"joint": zero} | ({} if as_scores else {name: zero + error for name, error in errors.items()})
+            balancer(losses, scores={name: 1 / error for name, error in errors.items()} if as_scores else None)
+        seen.append([k.item() for k in balancer.update_scales().values()])
+    whole = coefficients(0.8, [1 / 3.0, 1 / 1.5, 1 / 6.0], task="regression")
+    assert seen[0] == pytest.approx(whole, abs=1e-5)
+    assert seen[1] == pytest.approx(whole, abs=1e-5)
+
+
+def test_an_error_is_not_negative():
+    balancer = bg.MLB({name: nn.Linear(1, 1) for name in ("a", "b")}, task="regression")
+    zero = torch.zeros((), requires_grad=True)
+    with pytest.raises(ValueError, match="task='regression' they are taken for errors"):
+        balancer({"joint": zero, "a": zero - 1, "b": zero + 1})
+
+
+def test_the_default_alpha_is_that_of_the_release():
+    balancer = bg.MLB({name: nn.Linear(1, 1) for name in ("a", "b")})
+    balancer({"joint": torch.zeros((), requires_grad=True)}, scores={"a": 0.5, "b": 0.25})
+    ahead, behind = balancer.last.to_dict()["coefficients"].values()
+    assert (ahead, behind) == pytest.approx((1 - math.tanh(0.4), 1 + math.tanh(0.8)))
+
+
 def test_bad_settings():
     with pytest.raises(ValueError, match=r"cap=0.5: give a number >= 1"):
         bg.MLB({"audio": nn.Linear(1, 1)}, cap=0.5)
+    with pytest.raises(ValueError, match="task='multilabel': choose one of"):
+        bg.MLB({"audio": nn.Linear(1, 1)}, task="multilabel")

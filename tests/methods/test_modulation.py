@@ -1,9 +1,13 @@
 """What OGM and MLB have in common: where the coefficient acts, and that nothing else changes."""
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -267,6 +271,102 @@ def test_update_target_leaves_gradients_alone(method):
     bg.BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), balancer)
     balancer(model.losses(*batch), scores=SCORES).backward()
     assert_gradients(model, plain)
+
+
+# Whatever the numbers
+
+
+def coefficients(balancer, losses=None, scores=None):
+    zero = torch.zeros((), requires_grad=True)
+    balancer({"joint": zero} | {name: zero + loss for name, loss in (losses or {}).items()}, scores=scores)
+    return list(balancer.last.to_dict()["coefficients"].values())
+
+
+def three(kind, **options):
+    return METHODS[kind]({name: nn.Linear(1, 1) for name in ("a", "b", "c")}, **options)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3), st.floats(-30, 30))
+def test_the_unit_of_the_scores_does_not_matter(kind, scores, exponent):
+    scaled = [score * 10**exponent for score in scores]
+    plain, other = (coefficients(three(kind), scores=dict(zip("abc", row, strict=True))) for row in (scores, scaled))
+    assert other == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=3), st.sampled_from([-1e4, -300.0, -100.0, 0.0, 100.0, 300.0]))
+def test_a_constant_in_all_losses_does_not_matter(kind, losses, offset):
+    shifted = [loss + offset for loss in losses]
+    plain, other = (coefficients(three(kind), losses=dict(zip("abc", row, strict=True))) for row in (losses, shifted))
+    assert other == pytest.approx(plain, abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@given(st.lists(st.floats(1e-30, 1e30) | st.just(math.inf) | st.just(0.0), min_size=3, max_size=3))
+def test_every_score_has_its_coefficient(kind, scores):
+    """Finite, no better modality faster than a worse one, and the best and the worst told apart."""
+    found = coefficients(three(kind), scores=dict(zip("abc", scores, strict=True)))
+    scores = torch.tensor(scores).tolist()
+    assert all(0 <= k <= 2 for k in found)
+    for (s, k), (t, other) in itertools.combinations(zip(scores, found, strict=True), 2):
+        assert s == t or (s < t) == (k > other) or k == other
+    if max(scores) > 3 * min(scores):
+        assert min(found) < max(found)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_perfect_modality_is_the_limit_of_a_good_one(kind):
+    nearly, perfect = (coefficients(three(kind), scores={"a": best, "b": 1.0}) for best in (1e20, math.inf))
+    assert perfect == pytest.approx(nearly, abs=1e-6)
+    assert perfect[0] < 1
+    assert perfect[2] == 1  # missing
+    losses = coefficients(three(kind), losses={"a": -math.inf, "b": 1.0})
+    assert losses == pytest.approx(nearly, abs=1e-6)
+    assert coefficients(three(kind), scores=dict.fromkeys("abc", math.inf)) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_losses_beyond_the_range_of_the_exponential_are_compared(kind):
+    """A log-likelihood of many nats: the modalities keep their distance."""
+    near = coefficients(three(kind), losses={"a": 0.5, "b": 1.0, "c": 2.0})
+    for offset in (-200.0, 200.0):
+        far = coefficients(three(kind), losses={"a": 0.5 + offset, "b": 1.0 + offset, "c": 2.0 + offset})
+        assert far == pytest.approx(near, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_mean_of_a_perfect_batch_and_another_is_perfect(kind):
+    balancer = three(kind, target="update")
+    balancer.resolve_target(True)
+    for audio in (math.inf, 0.5):
+        coefficients(balancer, scores={"a": audio, "b": 0.5})
+    scales = balancer.update_scales()
+    assert scales["a"] < 1
+    assert scales["c"] == 1
+
+
+def test_a_score_that_is_no_number_is_reported_once_and_leaves_the_others(method):
+    model, batch = LateFusion(MODALITIES), make_batch(MODALITIES)
+    balancer = method(model.encoders)
+    scores = {"audio": math.nan, "video": 0.8, "text": 0.2}
+    with pytest.warns(bg.InactiveBalancerWarning, match="the score of 'audio' is NaN"):
+        balancer(model.losses(*batch), scores=scores).backward()
+    balancer(model.losses(*batch), scores=scores).backward()  # said once
+    found = balancer.last.to_dict()["coefficients"]
+    without = method(model.encoders)
+    without(model.losses(*batch), scores=scores | {"audio": None}).backward()
+    assert found == without.last.to_dict()["coefficients"]
+    assert found["audio"] == 1
+
+
+def test_half_precision_losses_do_not_round_the_scores(method):
+    zero = torch.zeros((), dtype=torch.float16, requires_grad=True)
+    balancer = method({name: nn.Linear(1, 1) for name in ("a", "b")})
+    balancer({"joint": zero}, scores={"a": 4e8, "b": 1e8})
+    assert balancer.last.to_dict()["coefficients"]["a"] == pytest.approx(
+        coefficients(method({name: nn.Linear(1, 1) for name in ("a", "b")}), scores={"a": 4.0, "b": 1.0})[0], abs=1e-2
+    )
 
 
 # What must not be lost

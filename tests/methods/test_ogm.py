@@ -55,7 +55,9 @@ def test_only_those_ahead_of_the_others_are_slowed(scores, alpha):
 def test_a_score_of_zero_is_defined():
     assert coefficients(ogm(alpha=0.5), 0.5, 0.0) == [0, 1]
     assert coefficients(ogm(alpha=0.5), 0.0, 0.0) == [1, 1]
-    assert coefficients(ogm(alpha=0.5), math.nan, 0.3) == [1, 1]
+    assert coefficients(ogm(alpha=0.5), math.inf, 0.3) == [0, 1]
+    with pytest.warns(bg.InactiveBalancerWarning, match="the score of 'm0' is NaN"):
+        assert coefficients(ogm(alpha=0.5), math.nan, 0.3) == [1, 1]
 
 
 def gradients(balancer, parameters, gradient):
@@ -95,6 +97,25 @@ def test_no_noise_without_spread():
     parameters = {"audio": nn.Parameter(torch.zeros(1)), "video": nn.Parameter(torch.zeros(5))}
     found = gradients(bg.OGM(parameters, 0.0), parameters, [torch.ones(1), torch.ones(5)])
     assert [g.tolist() for g in found] == [[1.0], [1.0] * 5]
+
+
+def test_the_seed_is_that_of_the_noise():
+    parameters = {m: nn.Parameter(torch.zeros(4)) for m in ("audio", "video")}
+    gradient = [torch.arange(4.0), torch.arange(4.0)]
+    first, again, other = (gradients(bg.OGM(parameters, seed=seed), parameters, gradient)[0] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_loaded_state_says_what_is_drawn_next_whatever_was_drawn_before():
+    parameters = {m: nn.Parameter(torch.zeros(4)) for m in ("audio", "video")}
+    gradient = [torch.arange(4.0), torch.arange(4.0)]
+    balancer, resumed = bg.OGM(parameters, seed=3), bg.OGM(parameters, seed=7)
+    untouched = balancer.state_dict()
+    gradients(resumed, parameters, gradient)
+    resumed.load_state_dict(untouched)  # of one that has drawn nothing yet
+    fresh = gradients(bg.OGM(parameters, seed=7), parameters, gradient)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(resumed, parameters, gradient), fresh, strict=True))
 
 
 def test_sparse_gradients_are_scaled_and_get_noise_where_they_are():
