@@ -209,3 +209,32 @@ def test_no_warning_and_no_nan_of_a_hard_problem():
                 result = min_norm(G, linear=PREFER, upper=0.8, method=method)
                 assert result.weights.isfinite().all()
                 assert result.status == Status.SOLVED
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (0.1, 0.7), (0.25, 0.5)])
+def test_gap_is_the_largest_gain_over_the_corners(method, lower, upper):
+    """Also of an indefinite matrix, where the point need not be a minimiser."""
+    for G in (G3, G3 + 9 * torch.ones(3, 3), G3 - torch.diag(torch.tensor([0.0, 9.0, 0.0]))):
+        scale = G.diagonal().max()
+        result = min_norm(G, linear=PREFER, lower=lower, upper=upper, method=method)
+        slope = G @ result.weights + 0.5 * PREFER
+        free = 1 - 3 * lower
+        corners = []
+        for order in itertools.permutations(range(3)):
+            corner, rest = torch.full((3,), lower, dtype=torch.float64), free
+            for i in order:
+                corner[i] += min(upper - lower, rest)
+                rest -= min(upper - lower, rest)
+            corners.append(slope @ corner)
+        expected = (slope @ result.weights - min(corners)) / scale
+        torch.testing.assert_close(result.gap, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_codes_are_those_of_saved_results():
+    assert [(status.name, status.value) for status in Status] == [
+        ("SOLVED", 0),
+        ("NO_ACTIVE_ROW", 1),
+        ("NON_FINITE", 2),
+        ("NOT_CONVERGED", 3),
+    ]
