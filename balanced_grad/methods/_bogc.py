@@ -124,8 +124,8 @@ class BOGC(Stateful, Balancer):
     ) -> "BOGC":
         """The nearest reading of the source: heads of equal shape as one, by index, in one unit for the whole site.
 
-        ``BOGC(heads, Laplace(num_data=num_data), by_index=True, unit="site", **options)``. A co-author's public code for
-        another paper has a linear classifier per modality, all of equal shape, and averages their logits: "the
+        ``BOGC(heads, Laplace(num_data=num_data), by_index=True, unit="site", **options)``. A co-author's public code
+        for another paper has a linear classifier per modality, all of equal shape, and averages their logits: "the
         parameters of the last layer before the output, per modality" then are these heads. Measured on real data it
         does no better than the plain sum, and a loss that is fitted first silences the others: the default of ``BOGC``
         does not do that, and stays.

@@ -3,10 +3,13 @@
 import itertools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from balanced_grad.solvers import Status, min_norm
+from balanced_grad.solvers._certificate import optimal, optimal_batch
+from balanced_grad.solvers._floats import solve_floats
 
 G3 = torch.tensor([[2.0, 0.5, -0.2], [0.5, 1.0, 0.1], [-0.2, 0.1, 3.0]], dtype=torch.float64)
 PREFER = torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)
@@ -238,3 +241,30 @@ def test_the_codes_are_those_of_saved_results():
         ("NON_FINITE", 2),
         ("NOT_CONVERGED", 3),
     ]
+
+
+@pytest.mark.parametrize("exponent", [-200, -80, 0, 80, 200])
+def test_what_is_clear_cut_is_so_in_any_unit(exponent, families):
+    """The plain floats leave the same problems to the active set, whatever the unit."""
+    for name, M, seed in itertools.product(
+        ("normal", "narrow_cone", "spread_norms", "duplicates"), (3, 5, 8), range(5)
+    ):
+        G = families[name].gramian(M, seed)
+        assert solve_floats((G * 2.0**exponent).tolist(), 2.0**-48) == solve_floats(G.tolist(), 2.0**-48)
+
+
+@pytest.mark.parametrize("exponent", [-400, -80, 0, 80, 400])
+def test_the_certificate_tells_a_minimiser_from_its_neighbours(exponent, families):
+    for name, M, seed in itertools.product(("normal", "spread_norms"), (2, 3, 6), range(5)):
+        G = families[name].gramian(M, seed)
+        roots, G = G.diagonal().sqrt() * 2.0 ** (exponent // 2), G * 2.0**exponent
+        w = min_norm(G).weights
+        for shift in (0.0, 1e-3, 0.3):
+            moved = (1 - shift) * w + shift * torch.eye(M, dtype=torch.float64)[int(w.argmin())]
+            if shift and torch.allclose(moved, w, rtol=0, atol=1e-5):
+                continue
+            passed = optimal((G @ moved).tolist(), moved.tolist(), roots.tolist(), 2.0**-48)
+            columns, row = G[..., None].numpy(), moved[:, None].numpy()
+            on = row >= 0
+            assert passed == optimal_batch(columns, (G @ moved)[:, None].numpy(), row, on, 2.0**-48, np.where)[0]
+            assert passed == (shift == 0.0)
