@@ -163,7 +163,7 @@ def run(
         typical = None
         if reference is not None:
             finest = torch.promote_types(variance.dtype, dtype)
-            typical = reference.to(finest), reference.new_full((), kappa, dtype=dtype), max(eps, LEAST)
+            typical = reference.to(finest), reference.new_full((), min(kappa, MOST), dtype=dtype), max(eps, LEAST)
         unscale = None if scale is None else scale.to(variance.dtype).reciprocal()
         streams = Streams(
             list(rows.unbind(0)),

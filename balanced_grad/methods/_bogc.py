@@ -6,7 +6,7 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Block, BlockCapture, Capture, Layers, Losses, Modules, Params
-from balanced_grad.evidence import Frame, Reduction, SampleVariance, Variance
+from balanced_grad.evidence import Frame, Laplace, Reduction, SampleVariance, Variance
 from balanced_grad.evidence._history import History
 from balanced_grad.methods._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
 from balanced_grad.names import refuse_unknown
@@ -42,7 +42,8 @@ class BOGC(Stateful, Balancer):
             gradient: a signal-to-noise ratio, in which a loss that is already fitted does not look certain.
         unit: what the median is taken over: the dimensions of each ``"source"`` (default, ours), so that where a source
             is certain counts, not how certain it is overall; or the whole ``"site"``, all its sources too, under
-            which a loss that is already fitted silences the others (measured, see the page on evidence).
+            which a loss that is already fitted silences the others (measured, see the page on evidence). That, with
+            equal heads by index, is the nearest reading of the source: ``BOGC.published``.
         frame, reduction, conservative: see ``evidence.fuse_gradients``.
         joint: the fusion loss's gradient in the block: ``"source"``, like any other; ``"add"``, unweighted, beside the
             fused ones. ``"auto"`` (default): added where two or more modalities meet, a source elsewhere.
@@ -116,6 +117,41 @@ class BOGC(Stateful, Balancer):
         self._histories = [History() for _ in self.block.sites]
         self._generator: torch.Generator | None = None
         self._saved: tuple[str, Tensor] | None = None  # state of a generator that is not made yet
+
+    @classmethod
+    def published(
+        cls, heads: Modules, variance: Variance | None = None, *, num_data: float | None = None, **options: Any
+    ) -> "BOGC":
+        """The nearest reading of the source: heads of equal shape as one, by index, in one unit for the whole site.
+
+        ``BOGC(heads, Laplace(num_data=num_data), by_index=True, unit="site", **options)``. A co-author's public code
+        for another paper has a linear classifier per modality, all of equal shape, and averages their logits: "the
+        parameters of the last layer before the output, per modality" then are these heads. Measured on real data it
+        does no better than the plain sum, and a loss that is fitted first silences the others: the default of ``BOGC``
+        does not do that, and stays.
+
+        Args:
+            heads: a mapping from modalities to their linear heads, of equal shape.
+            variance: default ``evidence.Laplace(num_data=num_data)``.
+            num_data: of the training set, see ``evidence.Laplace``; not beside ``variance``.
+            options: see ``BOGC``.
+
+        Raises:
+            TypeError, ValueError: as ``BOGC``; for both ``variance`` and ``num_data``.
+
+        Examples:
+            >>> import torch
+            >>> import balanced_grad as bg
+            >>> heads = torch.nn.ModuleDict({"audio": torch.nn.Linear(4, 3), "video": torch.nn.Linear(4, 3)})
+            >>> balancer = bg.BOGC.published(heads, num_data=1000)
+            >>> balancer.fusion.unit, balancer.fusion.variance.num_data
+            ('site', 1000)
+        """
+        if variance is None:
+            variance = Laplace(num_data=num_data)
+        elif num_data is not None:
+            raise ValueError(f"num_data={num_data!r} beside variance={variance!r}: write it there, or leave one out")
+        return cls(heads, variance, **{"by_index": True, "unit": "site", **options})
 
     def weigh(self, problem: Problem) -> Weighting:
         """Ones: the value of the scalar is the plain sum."""

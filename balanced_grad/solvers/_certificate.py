@@ -63,8 +63,12 @@ def convex(G: Rows, roots: Sequence[float], slack: float) -> bool:
 def convex_array(G: Array, slack: float) -> bool:
     """`convex` for one `(n, n)` array."""
     root = norms(G.diagonal())
+    with np.errstate(over="ignore"):
+        cosines = G / root / root[:, None]
+    if G.diagonal().min() < 0.0 or not np.isfinite(cosines).all():
+        return False
     try:
-        np.linalg.cholesky(G / root / root[:, None] + slack * np.eye(len(G)))
+        np.linalg.cholesky(cosines + slack * np.eye(len(G)))
     except np.linalg.LinAlgError:
         return False
     return True

@@ -3,10 +3,13 @@
 import itertools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from balanced_grad.solvers import Status, min_norm
+from balanced_grad.solvers._certificate import optimal, optimal_batch
+from balanced_grad.solvers._floats import solve_floats
 
 G3 = torch.tensor([[2.0, 0.5, -0.2], [0.5, 1.0, 0.1], [-0.2, 0.1, 3.0]], dtype=torch.float64)
 PREFER = torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)
@@ -209,3 +212,59 @@ def test_no_warning_and_no_nan_of_a_hard_problem():
                 result = min_norm(G, linear=PREFER, upper=0.8, method=method)
                 assert result.weights.isfinite().all()
                 assert result.status == Status.SOLVED
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (0.1, 0.7), (0.25, 0.5)])
+def test_gap_is_the_largest_gain_over_the_corners(method, lower, upper):
+    """Also of an indefinite matrix, where the point need not be a minimiser."""
+    for G in (G3, G3 + 9 * torch.ones(3, 3), G3 - torch.diag(torch.tensor([0.0, 9.0, 0.0]))):
+        scale = G.diagonal().max()
+        result = min_norm(G, linear=PREFER, lower=lower, upper=upper, method=method)
+        slope = G @ result.weights + 0.5 * PREFER
+        free = 1 - 3 * lower
+        corners = []
+        for order in itertools.permutations(range(3)):
+            corner, rest = torch.full((3,), lower, dtype=torch.float64), free
+            for i in order:
+                corner[i] += min(upper - lower, rest)
+                rest -= min(upper - lower, rest)
+            corners.append(slope @ corner)
+        expected = (slope @ result.weights - min(corners)) / scale
+        torch.testing.assert_close(result.gap, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_codes_are_those_of_saved_results():
+    assert [(status.name, status.value) for status in Status] == [
+        ("SOLVED", 0),
+        ("NO_ACTIVE_ROW", 1),
+        ("NON_FINITE", 2),
+        ("NOT_CONVERGED", 3),
+    ]
+
+
+@pytest.mark.parametrize("exponent", [-200, -80, 0, 80, 200])
+def test_what_is_clear_cut_is_so_in_any_unit(exponent, families):
+    """The plain floats leave the same problems to the active set, whatever the unit."""
+    for name, M, seed in itertools.product(
+        ("normal", "narrow_cone", "spread_norms", "duplicates"), (3, 5, 8), range(5)
+    ):
+        G = families[name].gramian(M, seed)
+        assert solve_floats((G * 2.0**exponent).tolist(), 2.0**-48) == solve_floats(G.tolist(), 2.0**-48)
+
+
+@pytest.mark.parametrize("exponent", [-400, -80, 0, 80, 400])
+def test_the_certificate_tells_a_minimiser_from_its_neighbours(exponent, families):
+    for name, M, seed in itertools.product(("normal", "spread_norms"), (2, 3, 6), range(5)):
+        G = families[name].gramian(M, seed)
+        roots, G = G.diagonal().sqrt() * 2.0 ** (exponent // 2), G * 2.0**exponent
+        w = min_norm(G).weights
+        for shift in (0.0, 1e-3, 0.3):
+            moved = (1 - shift) * w + shift * torch.eye(M, dtype=torch.float64)[int(w.argmin())]
+            if shift and torch.allclose(moved, w, rtol=0, atol=1e-5):
+                continue
+            passed = optimal((G @ moved).tolist(), moved.tolist(), roots.tolist(), 2.0**-48)
+            columns, row = G[..., None].numpy(), moved[:, None].numpy()
+            on = row >= 0
+            assert passed == optimal_batch(columns, (G @ moved)[:, None].numpy(), row, on, 2.0**-48, np.where)[0]
+            assert passed == (shift == 0.0)

@@ -90,7 +90,8 @@ def _kernel(
         sure = (v > 0) & _finite(v)
         share = v.to(WIDE) if tl.float64 != STATE else v
         share = (share * tl.load(reference).to(share.dtype) + tl.cast(eps, share.dtype)).to(WIDE)
-        e = tl.cast(kappa, WIDE) / tl.where(sure, share, 1.0)
+        gain = tl.cast(kappa, WIDE)
+        e = gain / tl.where(sure, tl.maximum(share, gain * 1e-37), 1.0)  # more than any cap, and finite
         g = g.to(WIDE)
         here = inside & _finite(g)
         gone = 0.0
@@ -177,7 +178,7 @@ def _launch(s: Streams, evidence: Sequence[float], sums: bool, aligned: int, con
         size,
         *(0 if t is None else t.stride(0) for t in (s.rows, s.mean, s.variance, s.new_variance)),
         out_step,
-        kappa,
+        min(kappa, MOST),
         min(cap, MOST),
         max(eps, LEAST),
         M=count,
