@@ -13,7 +13,7 @@ from balanced_grad.models._product import elementwise_losses, pool
 
 SHRINKAGES = (0.0, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 FOLDS = 5
-_EXCLUDED = 1e3  # times the largest logit: an excluded class, finite so that the weight of who excludes can become 0
+_EXCLUDED = 1e3  # times the largest logit: an excluded class, finite so that a weight of 0 can undo it
 _TIE = 1e-6  # nats: what differs by less is the rounding of the solver
 _TINY = 1e-12  # of the sum of exponents: a Gaussian of precision 0 has no mean, and an item may have no other expert
 _DOUBT = 1e-9  # share of an unknown label in each one, where the experts make mistakes; it costs no more nats than that
