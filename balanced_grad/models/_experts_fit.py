@@ -110,7 +110,7 @@ def fit_temperature(
         >>> label = (torch.arange(100) < 73).long()
         >>> _ = fit_temperature(product, {"audio": logits, "copy": logits}, label)
         >>> product.temperature  # the same evidence, counted twice
-        tensor(1.98...)
+        tensor(2.01...)
     """
     items = _items(product, outputs, targets, present)
     weights = product.weights.double().cpu()

@@ -177,9 +177,8 @@ class _Stage:
         outputs, targets, present = predictions(self.product, self.val, only=only)
         losses = self.product.losses(outputs, targets, present) if outputs else {}
         if losses.keys() <= {JOINT}:
-            raise ValueError(
-                f"no validation item that is labelled has the modalities of {f'expert {only!r}' if only else 'any expert'}"
-            )
+            whose = f"expert {only!r}" if only else "any expert"
+            raise ValueError(f"no validation item that is labelled has the modalities of {whose}")
         return float(losses[only or JOINT])
 
 

@@ -23,7 +23,7 @@ _DOUBT = 1e-9  # share of an unknown label in each one, where the experts make m
 class Items:
     """Validation items on the host in float64: ``outputs (E, N, ..., C)``, ``present (E, N)``, ``labels (N, ...)``.
 
-    ``prior`` is ``(1, N, ..., C)`` and counts with the exponent ``prior_weight``. Classes of output ``floor`` or less are
+    ``prior`` is ``(1, N, ..., C)`` and counts with the exponent ``prior_weight``. A class whose output is ``floor`` is
     excluded.
     """
 

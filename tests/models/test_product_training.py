@@ -53,18 +53,18 @@ def test_batches_without_labels_change_nothing_and_a_validation_without_labels_i
 
 
 def test_the_experts_that_do_not_learn_are_in_evaluation_mode():
-    class Watching(nn.Linear):
-        modes = set()
+    modes = set()
 
+    class Watching(nn.Linear):
         def forward(self, x):
             if torch.is_grad_enabled():
-                self.modes.add((self.training, video.training))
+                modes.add((self.training, video.training))
             return super().forward(x)
 
     video = nn.Linear(2, 2)
     model = ProductOfExperts({"audio": Watching(3, 2), "video": video}).train()
     train_experts(model, batches(1), batches(1), mode="frozen", epochs=1)
-    assert Watching.modes == {(True, False)}
+    assert modes == {(True, False)}
 
 
 def test_a_stage_that_gets_worse_is_undone():
