@@ -236,6 +236,15 @@ class TestNothingLabelled:
         assert scalar.isfinite()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
+    @pytest.mark.parametrize("make", [bg.OGM, bg.MLB])
+    def test_methods_of_scores_modulate_nothing(self, task, make):
+        model, aux = attached(task)
+        joint = model(torch.randn(8, 4), torch.randn(8, 4)).square().mean()
+        scores = aux.scores(self.unknown(task))
+        balancer = make(model.encoders)
+        balancer(aux.losses(joint, self.unknown(task)), scores=scores).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
     def test_a_product_has_a_joint_loss_of_zero(self, task):
         raw = {name: x.requires_grad_() for name, x in outputs_of(task).items()}
         losses = experts(task).losses(raw, self.unknown(task))
