@@ -4,14 +4,15 @@
     multilabel       shares in [0, 1] (0, 1, or smoothed), of which NaN and -100 do not count
     regression       finite values, of which NaN do not count
 
-Labels on a device are not looked at, which would wait for it: there a mask leaves out what does not count, an index out of
-range is torch's own error, and any other value outside the domain makes its loss NaN.
+Labels on a device are not looked at, which would wait for it: there a mask leaves out what does not count, an index
+out of range is torch's own error, and any other value outside the domain makes its loss NaN.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 Task = Literal["classification", "multilabel", "regression"]
 IGNORED = -100  # the label that torch's cross-entropy leaves out by default
@@ -57,6 +58,28 @@ def looked_at(labels: Tensor) -> bool:
     return labels.is_cpu and type(labels) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
 
+def unlabelled(labels: Tensor) -> Tensor:
+    """Which rows ``(N,)`` do not count: class indices of -100, or values of which one is NaN."""
+    unknown = labels.isnan() if labels.is_floating_point() else labels == IGNORED
+    return unknown.flatten(1).any(1) if unknown.dim() > 1 else unknown
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """``cross_entropy(logits, labels)`` of logits ``(B, C, ...)`` and checked labels; NaN where none counts."""
+    require_tensor(labels)
+    last = logits.movedim(1, -1)
+    shaped = labels.movedim(1, -1) if labels.shape == logits.shape else labels
+    if not fits("classification", shaped, last.shape):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; give one class "
+            f"index for each item, {tuple(last.shape[:-1])}"
+        )
+    checked = read("classification", shaped, last)
+    targets = checked.values.movedim(-1, 1) if checked.soft else checked.values
+    mean = checked.mean(cross_entropy(logits, targets, reduction="none"))
+    return mean if checked.counted is None else torch.where(checked.counted.any(), mean, torch.nan)
+
+
 def fits(task: Task, labels: Tensor, predictions: torch.Size) -> bool:
     """Whether labels have the shape of predictions, ``(*items, C)`` of a classification or ``(*entries)``."""
     if task != "classification":
@@ -74,7 +97,7 @@ def read(task: Task, labels: Tensor, predictions: Tensor) -> Labels:
     """Labels of a shape that ``fits``, in the form of the predictions, with a filler where they do not count.
 
     Raises:
-        TypeError, ValueError: for another device, a dtype that has no meaning, and on the CPU a value outside the domain.
+        TypeError, ValueError: for another device, a dtype without meaning, and on the CPU a value outside the domain.
     """
     if labels.device != predictions.device:
         raise ValueError(f"labels are on {labels.device}, predictions on {predictions.device}; write labels.to(device)")

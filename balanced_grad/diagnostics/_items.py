@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.diagnostics._subsets import Subset
+from balanced_grad.labels import unlabelled
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +24,7 @@ class Items:
 
     @classmethod
     def check(cls, what: str, given: tuple[Mapping[str, Tensor], Tensor]) -> "Items":
-        """Refuse anything that is not ``(inputs, targets)`` with aligned rows."""
+        """Refuse anything but ``(inputs, targets)`` with aligned rows; leave out items without a target."""
         try:
             inputs, targets = given
             items = cls({name: torch.as_tensor(x) for name, x in inputs.items()}, torch.as_tensor(targets))
@@ -37,6 +38,11 @@ class Items:
             if x.ndim == 0 or len(x) != len(items.targets):
                 shape = tuple(x.shape)
                 raise ValueError(f"{what}: {name!r} has shape {shape}, but there are {len(items.targets)} targets")
+        unknown = unlabelled(items.targets)
+        if unknown.any():
+            items = items[(~unknown).nonzero()[:, 0].cpu().numpy()]
+        if not len(items):
+            raise ValueError(f"{what}: no item is labelled, all targets are -100 or NaN")
         if items.targets.is_complex() or not torch.isfinite(items.targets).all():
             raise ValueError(f"{what}: targets must be finite real numbers")
         return items

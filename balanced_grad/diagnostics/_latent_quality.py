@@ -57,7 +57,8 @@ def latent_quality(
         train: ``train(inputs, targets, seed) -> model``: your recipe on the modalities in ``inputs``; absent ones are
             left out. The model has ``encode(inputs)``, giving ``(B, d)`` or ``{modality: (B, d_k)}``, and may have
             ``head(latent)``. See ``Model``.
-        items: ``({modality: (N, ...)}, targets)`` to learn from; a part is held out for the heads.
+        items: ``({modality: (N, ...)}, targets)`` to learn from; a part is held out for the heads. Items whose class is
+            -100, or whose value is NaN, are left out.
         test: the same, for the risks.
         subsets: those to measure, such as ``[["audio", "video"], ["audio"]]``; default: all. The empty one, the
             best constant, costs nothing and is always measured.

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import eager
 from balanced_grad.checks import described, scalar
+from balanced_grad.labels import class_loss
 from balanced_grad.methods._comparison import across_ranks
 from balanced_grad.methods._shapley import combined, shapley
 from balanced_grad.records import Problem, Weighting
@@ -36,7 +36,7 @@ class AGM(Stateful, Balancer):
         modalities: names, in any order.
         alpha: ``α ≥ 0``. Default 1.5 (CREMA-D); the author's settings are 2.5 for AV-MNIST and 4 to 6 for UR-FUNNY.
         limit: largest ``τ - r``. Default 10, as released for CREMA-D; 7 for UR-FUNNY, none (``math.inf``) elsewhere.
-        loss: ``(logits, labels) -> scalar`` that scores a share. Default: cross-entropy.
+        loss: ``(logits, labels) -> scalar`` that scores a share. Default: cross-entropy, labels of -100 left out.
 
     In a step in which a modality has no running mean yet, as in the first one, every ``κ`` is 1. A score that is
     not finite enters no running mean; the factor of one that is NaN is 1, that of an infinite one its limit. The rule
@@ -72,7 +72,7 @@ class AGM(Stateful, Balancer):
         alpha: float = 1.5,
         *,
         limit: float = 10.0,
-        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        loss: Callable[[Tensor, Tensor], Tensor] = class_loss,
     ) -> None:
         super().__init__()
         names = tuple(modalities)

@@ -1,7 +1,7 @@
 """Minima of smooth convex functions over the non-negative numbers, which are checked before they are believed.
 
-What is asked of a minimum has no unit: Newton's model of the function, or the bracket, says how many nats it can still go
-down at most, and that does not change when an exponent is measured in another unit.
+What is asked of a minimum has no unit: Newton's model of the function, or the bracket, says how many nats it can still
+go down at most, and that does not change when an exponent is measured in another unit.
 """
 
 from collections.abc import Callable
@@ -60,6 +60,8 @@ def _model(function: Function, point: Tensor) -> tuple[float, Tensor, Tensor]:
         x = point.detach().requires_grad_()
         value = function(x)
         (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        if not slope.requires_grad:  # a linear function
+            return float(value.detach()), slope, torch.zeros(point.shape + point.shape, dtype=x.dtype, device="cpu")
         rows = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope.reshape(-1)]
     return float(value.detach()), slope.detach(), torch.stack(rows).reshape(point.shape + point.shape)
 
@@ -76,7 +78,9 @@ def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, fl
     if not matrix.isfinite().all():
         return step, float("inf")
     target = scale * slope[free]
-    solved, info = torch.linalg.solve_ex(matrix + 1e-12 * torch.eye(len(free), dtype=matrix.dtype, device="cpu"), target)
+    solved, info = torch.linalg.solve_ex(
+        matrix + 1e-12 * torch.eye(len(free), dtype=matrix.dtype, device="cpu"), target
+    )
     if info or not solved.isfinite().all() or not target @ solved >= 0:
         return step, float("inf")
     step[free] = -scale * solved

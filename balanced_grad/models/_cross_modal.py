@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
 from balanced_grad.models._vi_branch import Branch, Modality
-from balanced_grad.models._vi_fill_in import NOTHING, FillIn, Recurrence, Revealed, Schedule
+from balanced_grad.models._vi_fill_in import NOTHING, Cut, FillIn, Recurrence, Revealed, Schedule
 from balanced_grad.models._vi_likelihoods import Likelihood
 from balanced_grad.models._vi_objective import Kind, Objective, Reduction, Settings, evaluate
 from balanced_grad.models._vi_presence import Batch, Inputs, Known, Present, read
@@ -128,6 +128,7 @@ class CrossModalVI(nn.Module):
         kind: Kind = "vi",
         steps: int | None = None,
         back_steps: int | None = None,
+        cut: Cut = "state",
         reveal: float = 0.0,
         sparsity: float = 0.0,
         sparsity_target: float = 0.1,
@@ -148,8 +149,11 @@ class CrossModalVI(nn.Module):
                 each item keeps a random non-empty part of its modalities. And two baselines: ``"predict-all"``, the
                 runs of ``"vi"`` that predict what was observed too; ``"autoencoder"``, one run that hides nothing.
             steps: ``K``, default as constructed.
-            back_steps: back-propagate through so many of the last steps, at least 1; default all. The released code
-                begins with 1 and adds one every 20 epochs: ``back_steps=1 + epoch // 20``.
+            back_steps: back-propagate through so many of the last steps, at least 1; default all.
+            cut: what is a constant where back-propagation ends. ``"state"`` (default, ours): the hidden state that
+                enters the first of the last ``back_steps`` steps. ``"prediction"``, as in the released code: the
+                prediction that enters the step before them. That code begins with 1 and adds one every 20 epochs:
+                ``back_steps=1 + epoch // 20, cut="prediction"``.
             reveal: show up to this share of the hidden entries and predict the rest (multi-prediction). Default 0; the
                 source has 0.25 for image halves. Per item a uniform share is drawn, then each entry.
             sparsity: weight of ``Σ_j KL(sparsity_target ‖ mean h_j^K)``. Default 0; the source has 0.1 at 0.1. Needs
@@ -169,10 +173,14 @@ class CrossModalVI(nn.Module):
             raise ValueError(f"sparsity needs the default activation, a sigmoid; this one is {self.activation}")
         if back_steps is not None and back_steps < 1:
             raise ValueError(f"back_steps={back_steps!r}: give a number >= 1, or None for all steps")
+        if cut not in get_args(Cut):
+            raise ValueError(f"cut={cut!r}: choose one of {get_args(Cut)}")
+        if back_steps is None and cut != "state":
+            raise ValueError(f"cut={cut!r} has no meaning without back_steps=, which says where")
         batch = self._read(inputs, present)
 
         def run(visible: Mapping[str, Known], revealed: Revealed) -> FillIn:
-            return self._run(batch, visible, steps, back_steps, revealed)
+            return self._run(batch, visible, steps, back_steps, cut, revealed)
 
         return evaluate(batch, self._branches(), settings, generator, run)
 
@@ -215,12 +223,14 @@ class CrossModalVI(nn.Module):
         visible: Mapping[str, Known],
         steps: int | None,
         back_steps: int | None = None,
+        cut: Cut = "state",
         revealed: Revealed = NOTHING,
     ) -> FillIn:
         count = self.steps if steps is None else _steps(steps)
         schedule = Schedule(
             steps=count,
             back_steps=count if back_steps is None else back_steps,
+            cut=cut,
             damping=self.damping,
             tolerance=None if self.training else self.tolerance,
             latent=self.loop == "latent",

@@ -171,7 +171,7 @@ class ProductOfExperts(nn.Module):
     def _check_class_weights(self, classes: int) -> None:
         if self.class_weights is not None and self.class_weights.shape != (classes,):
             raise ValueError(
-                f"class_weights have shape {tuple(self.class_weights.shape)}; give one for each of the {classes} classes"
+                f"class_weights have shape {tuple(self.class_weights.shape)}; give one for each of {classes} classes"
             )
 
     def stacked(self, outputs: Mapping[str, Tensor | None], present: Present | None = None) -> Stack:

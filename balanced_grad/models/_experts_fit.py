@@ -7,7 +7,7 @@ from torch import Tensor
 
 from balanced_grad.labels import require_tensor
 from balanced_grad.models._experts import ProductOfExperts
-from balanced_grad.models._experts_weights import EXCLUDED, Items, cross_validate, fit, fit_common, one_standard_error
+from balanced_grad.models._experts_weights import Items, cross_validate, finite, fit, fit_common, one_standard_error
 from balanced_grad.models._product import silenced
 from balanced_grad.models._product_stack import Present, read_targets
 
@@ -49,8 +49,9 @@ def fit_weights(
     weights: infinite, it is one temperature for the plain product; 0, every expert on its own. ``u`` is the exponent of
     the expert that predicts best alone: logits in a unit ten times as large get exponents a tenth as large, and predict
     the same. Where the product makes no mistake, no exponent would be large enough; then each label is taken to be
-    unknown with probability ``1/N``, as one item more would make it (after Platt, 1999). An expert that is confident and wrong on new items, because it
-    has memorised its training items, comes out near zero: do not fit on items that the experts were trained on.
+    unknown with probability ``1/N``, as one item more would make it (after Platt, 1999). An expert that is sure and
+    wrong on new items, because it has memorised its training items, comes out near zero: do not fit on items that the
+    experts were trained on.
 
     Our own, in the manner of a logarithmic opinion pool; the paper's product has exponents of 1.
 
@@ -64,8 +65,8 @@ def fit_weights(
             seed (the rule of Breiman et al., "Classification and Regression Trees", 1984, on paired differences).
 
     Raises:
-        ValueError: for a negative shrinkage, an expert without output, outputs that are not finite, targets that are not
-            labels of the task, or none that counts.
+        ValueError: for a negative shrinkage, an expert without output, outputs that are not finite, targets that are
+            no labels of the task, or none that counts.
         RuntimeError: where no minimum is found.
 
     Examples:
@@ -109,7 +110,7 @@ def fit_temperature(
         >>> label = (torch.arange(100) < 73).long()
         >>> _ = fit_temperature(product, {"audio": logits, "copy": logits}, label)
         >>> product.temperature  # the same evidence, counted twice
-        tensor(1.98...)
+        tensor(2.01...)
     """
     items = _items(product, outputs, targets, present)
     weights = product.weights.double().cpu()
@@ -149,12 +150,11 @@ def _items(product: ProductOfExperts, outputs: Mapping[str, Tensor], targets: Te
     assert counted is not None
     rows = counted.flatten(1).any(1) if counted.dim() > 1 else counted
     if not rows.any():
-        raise ValueError(f"no validation item with an expert is labelled: all of its targets are {_UNKNOWN[product.task]}")
+        raise ValueError(f"no validation item with an expert is labelled: all targets are {_UNKNOWN[product.task]}")
     values = silenced(product.task, said, kept)
-    if product.task == "classification":
-        values = values.clamp_min(EXCLUDED)
+    values, floor = finite(values) if product.task == "classification" else (values, -math.inf)
     for name, own in zip(voices.names, values[:, rows], strict=True):
         if not own.isfinite().all():
             raise ValueError(f"the output of expert {name!r} is not finite on the validation items")
-    every = Items(product.task, values, kept, labels, product.prior_row(values), product.prior_weight)
+    every = Items(product.task, values, kept, labels, product.prior_row(values), product.prior_weight, floor)
     return every[rows.nonzero()[:, 0]]

@@ -8,8 +8,9 @@ class NullTokenExpert(nn.Module):
     """One joint expert for every subset of its modalities: a learnt null token stands for what is absent.
 
     With many modalities there are too many subsets for a network each. Here one network sees them all: in training,
-    each item keeps all of its modalities with probability ``whole``, else a random non-empty subset of them (each with
-    probability 1/2), and null tokens replace the rest. In evaluation only what is really absent is replaced. An item
+    each item keeps all of its modalities with probability ``whole``, else a random non-empty subset of them, and null
+    tokens replace the rest: each is drawn with probability 1/2, and one in any case, so that of ``n`` modalities
+    each is kept with probability ``1/2 + 1/(n 2^n)``. In evaluation only what is really absent is replaced. An item
     that lacks a modality therefore keeps this expert, as long as it has any modality.
 
     Source: the null tokens and the random subsets are suggested by Madaan et al. (NeurIPS 2024) for more than a few

@@ -160,6 +160,8 @@ class _Stage:
             if not outputs:
                 continue
             losses = self.product.losses(outputs, targets, *rest)
+            if losses.keys() <= {JOINT}:  # nothing is labelled
+                continue
             losses = {name: loss for name, loss in losses.items() if loss.requires_grad}
             if balancer is not None:
                 loss = balancer(losses)
@@ -174,8 +176,9 @@ class _Stage:
     def _validate(self, only: str | None) -> float:
         outputs, targets, present = predictions(self.product, self.val, only=only)
         losses = self.product.losses(outputs, targets, present) if outputs else {}
-        if (only or JOINT) not in losses:
-            raise ValueError(f"no validation item has the modalities of {f'expert {only!r}' if only else 'any expert'}")
+        if losses.keys() <= {JOINT}:
+            whose = f"expert {only!r}" if only else "any expert"
+            raise ValueError(f"no validation item that is labelled has the modalities of {whose}")
         return float(losses[only or JOINT])
 
 

@@ -13,18 +13,18 @@ from balanced_grad.models._product import elementwise_losses, pool
 
 SHRINKAGES = (0.0, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 FOLDS = 5
-EXCLUDED = -1e4  # log-probability of a class that an expert excludes: finite, so that its weight can still become 0
+_EXCLUDED = 1e3  # times the largest logit: an excluded class, finite so that a weight of 0 can undo it
 _TIE = 1e-6  # nats: what differs by less is the rounding of the solver
 _TINY = 1e-12  # of the sum of exponents: a Gaussian of precision 0 has no mean, and an item may have no other expert
 _DOUBT = 1e-9  # share of an unknown label in each one, where the experts make mistakes; it costs no more nats than that
-_EVEN = 1e-9  # shrinkage that shares out a weight among copies
 
 
 @dataclass(frozen=True)
 class Items:
     """Validation items on the host in float64: ``outputs (E, N, ..., C)``, ``present (E, N)``, ``labels (N, ...)``.
 
-    ``prior`` is ``(1, N, ..., C)`` and counts with the exponent ``prior_weight``.
+    ``prior`` is ``(1, N, ..., C)`` and counts with the exponent ``prior_weight``. A class whose output is ``floor`` is
+    excluded.
     """
 
     task: Task
@@ -33,12 +33,13 @@ class Items:
     labels: Labels
     prior: Tensor
     prior_weight: float
+    floor: float
 
     def __getitem__(self, rows: Tensor) -> "Items":
         values, counted, soft = self.labels
         labels = Labels(values[rows], None if counted is None else counted[rows], soft)
-        picked = {"outputs": self.outputs[:, rows], "present": self.present[:, rows], "prior": self.prior[:, rows]}
-        return replace(self, labels=labels, **picked)
+        outputs, present, prior = self.outputs[:, rows], self.present[:, rows], self.prior[:, rows]
+        return replace(self, outputs=outputs, present=present, labels=labels, prior=prior)
 
     def __len__(self) -> int:
         return self.present.shape[1]
@@ -63,7 +64,7 @@ class Items:
 
     def _unknown(self, product: Tensor) -> Tensor:
         if self.task == "classification":
-            allowed = (self.outputs > EXCLUDED).all(0)
+            allowed = (self.outputs > self.floor).all(0)
             share = allowed / allowed.sum(-1, keepdim=True).clamp_min(1)
             return -(share * product).sum(-1)
         if self.task == "multilabel":
@@ -101,6 +102,14 @@ class Items:
         return (losses * counted).reshape(len(self), -1).sum(1) * (len(self) / counted.sum())
 
 
+def finite(outputs: Tensor) -> tuple[Tensor, float]:
+    """Log-probabilities up to a constant per item, the largest being 0, and what stands for an excluded class."""
+    outputs = outputs - outputs.amax(-1, keepdim=True).clamp_min(-1e300)
+    excluded = outputs == -torch.inf
+    floor = -_EXCLUDED * (float(outputs.masked_fill(excluded, 0.0).abs().amax()) or 1.0)
+    return outputs.masked_fill(excluded, floor), floor
+
+
 def cross_validate(items: Items) -> dict[float, Tensor]:
     """Held-out negative log-likelihood ``(N,)`` of each item for each shrinkage, in folds drawn with a fixed seed."""
     folds = min(FOLDS, len(items))
@@ -110,8 +119,9 @@ def cross_validate(items: Items) -> dict[float, Tensor]:
     losses = {shrinkage: torch.zeros(len(items), dtype=torch.double, device="cpu") for shrinkage in SHRINKAGES}
     for k in range(folds):
         seen, held = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
+        fitter = Fitter(items[seen])
         for shrinkage, own in losses.items():
-            own[held] = items[held].item_losses(fit(items[seen], shrinkage))
+            own[held] = items[held].item_losses(fitter.exponents(shrinkage))
     return losses
 
 
@@ -127,18 +137,57 @@ def one_standard_error(losses: dict[float, Tensor]) -> float:
 
 
 def fit(items: Items, shrinkage: float) -> Tensor:
-    """``argmin_{w ≥ 0} NLL(w) + ρ/2 Σ_e ((w_e - w̄) / u)²``, where ``u`` is the unit that ``_unit`` finds: ``(E,)``."""
-    return sharpest(items, lambda doubt: _fit(items, shrinkage, doubt))
+    """``argmin_{w ≥ 0} NLL(w) + ρ/2 Σ_e ((w_e - w̄) / u)²``, ``u`` the exponent of the best expert alone: ``(E,)``."""
+    return Fitter(items).exponents(shrinkage)
 
 
 def fit_common(items: Items, weights: Tensor) -> float:
     """``argmin_{a ≥ 0} NLL(a w)``; 1 where nothing depends on it."""
-    found = sharpest(items, lambda doubt: _common(items, weights, doubt) * weights)
     largest = weights.argmax()
+    found = _sharpest(items, lambda doubt: _common(items, weights, doubt) * weights)
     return float(found[largest] / weights[largest]) if weights[largest] > 0 else 1.0
 
 
-def sharpest(items: Items, exponents: Callable[[float], Tensor]) -> Tensor:
+class Fitter:
+    """Fits of the same items under several shrinkages."""
+
+    def __init__(self, items: Items) -> None:
+        self.items = items
+        self._scales: dict[float, tuple[float, float]] = {}
+        self._every = torch.eye(len(items.outputs), dtype=torch.double, device="cpu")
+
+    def exponents(self, shrinkage: float) -> Tensor:
+        """See ``fit``."""
+        return _sharpest(self.items, lambda doubt: self._fit(shrinkage, doubt))
+
+    def _fit(self, shrinkage: float, doubt: float) -> Tensor:
+        if doubt not in self._scales:
+            self._scales[doubt] = _common(self.items, self._every.sum(0), doubt), self._unit(doubt)
+        common, unit = self._scales[doubt]
+        ones = self._every.sum(0)
+        if math.isinf(shrinkage) or len(ones) == 1:
+            return common * ones
+        if unit == 0:  # no expert says anything alone, so together they do not either: the problem is convex
+            return 0 * ones
+
+        def objective(weights: Tensor) -> Tensor:
+            spread = ((weights - weights.mean()) / unit).square().sum()
+            return self.items.doubted(weights, doubt) + 0.5 * shrinkage * spread
+
+        return minimise(objective, (common or unit / len(ones)) * ones)
+
+    def _unit(self, doubt: float) -> float:
+        """What exponents are measured in: that of the expert that alone predicts best, on the items that it has."""
+        alone = []
+        for expert, present in zip(self._every, self.items.present, strict=True):
+            if present.any():
+                its = self.items[present.nonzero()[:, 0]]
+                exponent = _common(its, expert, doubt)
+                alone.append((round(float(its.doubted(exponent * expert, doubt)), 9), -exponent))
+        return -min(alone)[1]
+
+
+def _sharpest(items: Items, exponents: Callable[[float], Tensor]) -> Tensor:
     """Exponents for the labels as they are or, where no mistake holds them back, for one unknown label in ``N``."""
     found = exponents(_DOUBT)
     return exponents(1 / len(items)) if items.faultless(found) else found
@@ -146,30 +195,3 @@ def sharpest(items: Items, exponents: Callable[[float], Tensor]) -> Tensor:
 
 def _common(items: Items, weights: Tensor, doubt: float) -> float:
     return minimise_scalar(lambda a: items.doubted(a * weights, doubt), 1.0)
-
-
-def _fit(items: Items, shrinkage: float, doubt: float) -> Tensor:
-    every = torch.ones(len(items.outputs), dtype=torch.double, device="cpu")
-    common = _common(items, every, doubt)
-    if math.isinf(shrinkage) or len(every) == 1:
-        return common * every
-    unit = _unit(items, doubt)
-    if unit == 0:  # no expert says anything alone, so together they do not either: the problem is convex
-        return 0 * every
-
-    def objective(weights: Tensor) -> Tensor:
-        spread = ((weights - weights.mean()) / unit).square().sum()
-        return items.doubted(weights, doubt) + 0.5 * max(shrinkage, _EVEN) * spread
-
-    return minimise(objective, (common or unit / len(every)) * every)
-
-
-def _unit(items: Items, doubt: float) -> float:
-    """What exponents are measured in: the one of the expert that alone predicts best, on the items that it has."""
-    alone = []
-    for expert, present in zip(torch.eye(len(items.outputs), dtype=torch.double, device="cpu"), items.present, strict=True):
-        if present.any():
-            its = items[present.nonzero()[:, 0]]
-            exponent = _common(its, expert, doubt)
-            alone.append((round(float(its.doubted(exponent * expert, doubt)), 9), -exponent))
-    return -min(alone)[1]

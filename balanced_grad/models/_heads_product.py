@@ -83,7 +83,7 @@ class ProductOfHeads(nn.Module):
         fit_weights(self.without_joint, alone, targets, shrinkage=shrinkage)
         weights = self.without_joint.weights
         largest = max(float(output.abs().amax()) for output in alone.values())
-        weights.clamp_min_(0.01 * (float(weights.max()) or 0.1 / largest))
+        weights.clamp_min_(0.01 * (float(weights.max()) or 0.1 / (largest or 1.0)))
         return replace(found, exponents=dict(zip(self._names, found.exponents.values(), strict=True)))
 
     def _renamed(self, outputs: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

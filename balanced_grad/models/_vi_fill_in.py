@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from balanced_grad.models._vi_branch import Branch
 from balanced_grad.models._vi_presence import Known, select
+
+Cut = Literal["state", "prediction"]
 
 
 class FillIn(NamedTuple):
@@ -52,6 +54,7 @@ class Schedule:
 
     steps: int
     back_steps: int
+    cut: Cut
     damping: float
     tolerance: float | None
     latent: bool
@@ -88,8 +91,9 @@ class Recurrence:
         residuals = []
         for left in range(steps, 0, -1):
             # Not no_grad(): autocast of older torch keeps what it cast there, without gradient (pytorch issue 65766).
-            before = hidden.detach() if truncated and left >= schedule.back_steps else hidden
-            hidden = self.step(before)
+            cut = truncated and left >= schedule.back_steps + (schedule.cut == "prediction")
+            before = hidden.detach() if cut else hidden
+            hidden = self.step(before, cut and schedule.cut == "prediction")
             residuals.append((hidden - before).detach().abs().mean(1))
             # On the CPU only: elsewhere looking would wait for the device.
             if schedule.tolerance is not None and hidden.is_cpu and bool(residuals[-1].max() < schedule.tolerance):
@@ -116,21 +120,23 @@ class Recurrence:
         some = count.clamp_min(1).unsqueeze(1) if isinstance(count, Tensor) else max(count, 1.0)
         return 1 + (1 - self.revealed.limit) * (len(flags) - some) / some
 
-    def step(self, hidden: Tensor) -> Tensor:
-        """``h^{i-1}`` to ``h^i``."""
+    def step(self, hidden: Tensor, cut: bool) -> Tensor:
+        """``h^{i-1}`` to ``h^i``; cut, the prediction on the way is a constant."""
         drive = self.observed
         for name in self.missing:
-            drive = drive + select(self.visible[name], self.nothing, self.drive_back(name, hidden))
+            drive = drive + select(self.visible[name], self.nothing, self.drive_back(name, hidden, cut))
         after, damping = self.activate(drive), self.schedule.damping
         return after if damping == 0 else torch.lerp(after, hidden, damping)
 
-    def drive_back(self, name: str, hidden: Tensor) -> Tensor:
+    def drive_back(self, name: str, hidden: Tensor, cut: bool) -> Tensor:
         """What the prediction of a missing modality drives in turn."""
         branch = self.branches[name]
         if self.schedule.latent:
-            drive: Tensor = branch.up(branch.features(hidden))
+            features = branch.features(hidden)
+            drive: Tensor = branch.up(features.detach() if cut else features)
             return drive
         x = branch.likelihood.mean(branch.predict(hidden))
+        x = x.detach() if cut else x
         return branch.drive(self.revealed.mix(name, x))
 
     def fill(self, name: str, parameters: Tensor | None) -> Tensor:

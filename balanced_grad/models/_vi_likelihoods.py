@@ -38,7 +38,12 @@ class Likelihood(nn.Module, ABC):
         return x
 
     def check(self, name: str, x: Tensor) -> None:
-        """Refuse encoded items outside the support; called where looking does not wait for a device."""
+        """Refuse encoded items outside the support, here what is not finite; called where looking waits for nothing."""
+        if not bool(x.isfinite().all()):
+            raise ValueError(
+                f"modality {name!r} is {type(self).__name__} but has present values that are NaN or infinite; say in "
+                f"present={{{name!r}: ...}} which items lack it"
+            )
 
     def spread(self, mask: Tensor) -> Tensor:
         """A mask over ``(B, *entries)`` that broadcasts over ``(B, *shape)``."""
@@ -117,6 +122,9 @@ class Gaussian(Likelihood):
             a learnt or predicted ``log v`` stays above -6 (ours), so that an entry that does not vary cannot drive
             the loss to minus infinity.
 
+    Raises:
+        ValueError: on the CPU, for present values that are not finite, or so large that their squares are not.
+
     Examples:
         >>> import torch
         >>> from balanced_grad.models import Gaussian
@@ -131,6 +139,16 @@ class Gaussian(Likelihood):
         self.variance = variance
         self.raw_log_variance = nn.Parameter(torch.zeros(self.width)) if variance == "learnt" else None
         self.width *= 2 if variance == "predicted" else 1
+
+    def check(self, name: str, x: Tensor) -> None:
+        """Refuse what is not finite, and values whose squares, summed, may not be."""
+        super().check(name, x)
+        largest = torch.finfo(torch.promote_types(x.dtype, torch.float32)).max ** 0.5 * 1e-3
+        if not bool((x.abs() <= largest).all()):
+            raise ValueError(
+                f"modality {name!r} is Gaussian but has present values beyond {largest:.0e}, whose squares overflow; "
+                "standardise the data"
+            )
 
     def mean(self, parameters: Tensor) -> Tensor:
         """``μ``."""

@@ -78,7 +78,8 @@ def plan(kind: Kind, batch: Batch, generator: torch.Generator | None) -> list[Ru
         items = both(flag, either(other for key, other in known.items() if key != name))
         if items is not False:
             every = known if kind == "predict-all" else (name,)
-            targets = {key: both(known[key], items) for key in every if known[key] is not False}
+            targets = {key: items if key == name else both(known[key], items) for key in every}
+            targets = {key: learners for key, learners in targets.items() if learners is not False}
             runs.append(Run(name, {**known, name: False}, targets))
     return runs
 

@@ -89,7 +89,7 @@ def both(a: Known, b: Known) -> Known:
         return b if a else False
     if isinstance(b, bool):
         return a if b else False
-    return a & b
+    return settled(a & b)
 
 
 def either(flags: Iterable[Known]) -> Known:

@@ -238,6 +238,23 @@ def test_initialised_alike_whatever_the_way():
 # Tasks
 
 
+def test_detach_edits_the_list_of_groups_that_others_hold():
+    model = Late()
+    aux = bg.attach(model, model.encoders, num_outputs=3, widths={"audio": 5, "video": 5})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    aux.add_to(optimizer)
+    groups = optimizer.param_groups
+    aux.detach()
+    assert optimizer.param_groups is groups
+    assert len(groups) == 1
+
+
+def test_heads_of_equal_width_start_apart():
+    model = Late()
+    aux = bg.attach(model, model.encoders, num_outputs=3, widths={"audio": 5, "video": 5})
+    assert not torch.equal(aux.heads["audio"].weight, aux.heads["video"].weight)
+
+
 def test_multilabel_and_regression():
     labels = torch.randint(2, (8, 3))
     for task, loss in (("multilabel", binary_cross_entropy_with_logits), ("regression", mse_loss)):

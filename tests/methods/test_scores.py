@@ -43,6 +43,8 @@ def test_scores_are_detached_and_at_least_float32(task):
 def test_bad_input():
     with pytest.raises(ValueError, match="task='ranking'"):
         bg.scores({}, torch.zeros(2), "ranking")
+    with pytest.raises(ValueError, match=r"\(4, 2\) for classification labels of shape \(3,\).* be \(..., classes\)"):
+        bg.scores({"audio": torch.zeros(4, 2)}, torch.zeros(3).long())
     with pytest.raises(
         ValueError, match=r"logits of 'audio' have shape \(4, 1\) for regression labels of shape \(4,\)"
     ):

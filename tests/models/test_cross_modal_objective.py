@@ -104,6 +104,12 @@ class TestLosses:
             torch.testing.assert_close(losses[name], want)
         torch.testing.assert_close(losses["text"], nll(vi, first, "text").squeeze())
 
+    def test_nothing_is_drawn_where_nothing_is_revealed(self):
+        vi, inputs = network(steps=2), batch()
+        before = torch.get_rng_state()
+        vi.objective(inputs)
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_a_modality_never_present_has_no_loss(self):
         vi, inputs = network(ALL, steps=2), batch(ALL)
         never = torch.zeros(7, dtype=torch.bool)

@@ -267,6 +267,22 @@ def test_items_without_a_class_are_an_error(one):
         passing().combine(raw)
 
 
+@pytest.mark.parametrize("log_variance", [-300.0, 0.0, 90.0, 190.0, 1e4])
+def test_gaussians_of_any_log_variance(log_variance):
+    """Who is absent or silenced takes no part, neither in the variance that is taken out nor in gradients."""
+    product = passing(task="regression")
+    one, other = (torch.tensor([[mean, log_variance]], requires_grad=True) for mean in (1.0, 3.0))
+    wanted = torch.tensor([[2.0, log_variance - math.log(2)]])
+    torch.testing.assert_close(product.combine({"audio": one}), torch.tensor([[1.0, log_variance]]))
+    both = product.combine({"audio": one, "video": other})
+    torch.testing.assert_close(both, wanted)
+    absent = {"video": torch.zeros(1, dtype=torch.bool)}
+    torch.testing.assert_close(product.combine({"audio": one, "video": other}, absent), one)
+    (both.sum() + product.combine({"audio": one, "video": other}, absent).sum()).backward()
+    assert one.grad.isfinite().all()
+    assert other.grad.isfinite().all()
+
+
 def test_nan_logits_stay_nan():
     raw = logits()
     raw["audio"][3] = math.nan

@@ -41,6 +41,63 @@ def same(one, other):
     return all(torch.equal(one[k], other[k]) for k in one)
 
 
+def test_batches_without_labels_change_nothing_and_a_validation_without_labels_is_refused():
+    blind = [(inputs, torch.full_like(label, -100)) for inputs, label in batches()]
+    plain, more = product(), product()
+    train_experts(plain, batches(), batches(seed=1), balancer=bg.MIMO(), epochs=3)
+    train_experts(more, [*batches(), *blind], batches(seed=1), balancer=bg.MIMO(), epochs=3)
+    torch.testing.assert_close(more.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    for mode, message in (("scratch", "any expert"), ("frozen", "expert 'audio'")):
+        with pytest.raises(ValueError, match=f"no validation item that is labelled has the modalities of {message}"):
+            train_experts(product(), batches(), blind, mode=mode)
+
+
+def test_the_experts_that_do_not_learn_are_in_evaluation_mode():
+    modes = set()
+
+    class Watching(nn.Linear):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                modes.add((self.training, video.training))
+            return super().forward(x)
+
+    video = nn.Linear(2, 2)
+    model = ProductOfExperts({"audio": Watching(3, 2), "video": video}).train()
+    train_experts(model, batches(1), batches(1), mode="frozen", epochs=1)
+    assert modes == {(True, False)}
+
+
+def test_a_stage_that_gets_worse_is_undone():
+    """On labels that are the wrong way round every epoch is worse than the start."""
+    model, val = product(), batches(seed=1)
+    train_experts(model, batches(), val, mode="scratch", lr=0.3, epochs=10)
+    learnt = states(model)
+    history = train_experts(
+        model, [(x, 1 - y) for x, y in batches()], val, mode="scratch", lr=0.3, epochs=3, patience=9
+    )
+    assert min(history.val["joint"][1:]) > history.val["joint"][0]
+    assert all(same(learnt[name], state) for name, state in states(model).items())
+
+
+@pytest.mark.parametrize("whole", [0.0, 0.5, 1.0])
+def test_a_null_token_expert_looks_at_all_that_is_there_in_evaluation(whole):
+    expert = NullTokenExpert(Fused(5, 2), [(3,), (2,)], whole=whole).eval()
+    audio, video = torch.randn(200, 3), torch.randn(200, 2)
+    torch.testing.assert_close(expert(audio, video), expert.network(audio, video))
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3])
+def test_how_often_a_modality_is_kept(modalities):
+    """1/2, and more for whoever is the one that is always drawn."""
+    kept = []
+    expert = NullTokenExpert(Fused(modalities, 1), [(1,)] * modalities, whole=0.0)
+    expert.network.forward = lambda *inputs: kept.append(torch.cat(inputs, 1)) or inputs[0]
+    expert(*[torch.ones(40000, 1)] * modalities)
+    assert (kept[0].sum(1) > 0).all()
+    share = 0.5 + 1 / (modalities * 2**modalities)
+    torch.testing.assert_close(kept[0].mean(0), torch.full((modalities,), share), atol=0.012, rtol=0)
+
+
 def test_frozen_is_every_expert_alone():
     model = product()
     history = train_experts(model, batches(), batches(seed=1), mode="frozen", lr=0.1, epochs=5)

@@ -42,10 +42,11 @@ def test_exponents_are_optimal(seed, shrinkage, scale):
     outputs, label = sample(seed=seed)
     outputs = {name: scale * x for name, x in outputs.items()}
     found = fit_weights(passing(), outputs, label, shrinkage=shrinkage)
+    alone = [fit_temperature(passing([name]), {name: x}, label) for name, x in outputs.items()]
+    unit = next(iter(min(alone, key=lambda fit: fit.after).exponents.values()))
     point = torch.tensor(list(found.exponents.values()), dtype=torch.double, requires_grad=True)
-    spread = 0.5 * shrinkage * (point - point.mean()).square().sum()
-    ridge = 0.5 * (point.mean() - 1).square() / len(label)
-    value = nll(outputs, label, dict(zip(NAMES, point, strict=True))) + spread + ridge
+    spread = 0.5 * shrinkage * ((point - point.mean()) / unit).square().sum()
+    value = nll(outputs, label, dict(zip(NAMES, point, strict=True))) + spread
     (slope,) = torch.autograd.grad(value, point)
     free = point > 1e-6
     assert (point >= 0).all()
