@@ -13,6 +13,8 @@ from balanced_grad.diagnostics._subsets import Subset
 
 Array = npt.NDArray[Any]
 
+IGNORED = -100  # the label that torch's cross-entropy leaves out by default
+
 
 @dataclass(frozen=True)
 class Items:
@@ -37,9 +39,26 @@ class Items:
             if x.ndim == 0 or len(x) != len(items.targets):
                 shape = tuple(x.shape)
                 raise ValueError(f"{what}: {name!r} has shape {shape}, but there are {len(items.targets)} targets")
-        if items.targets.is_complex() or not torch.isfinite(items.targets).all():
-            raise ValueError(f"{what}: targets must be finite real numbers")
+            items._require_finite(f"{what}: {name!r}", x)
+        items._require_finite(f"{what}: the targets", items.targets)
+        ignored = int((items.targets == IGNORED).sum()) if not items.targets.is_floating_point() else 0
+        if ignored:
+            raise ValueError(
+                f"{what}: {ignored} of {len(items)} targets are {IGNORED}, which torch's cross-entropy leaves out; "
+                "leave these items out"
+            )
         return items
+
+    def _require_finite(self, what: str, x: Tensor) -> None:
+        """Real and finite, or the number of items that are not."""
+        if x.is_complex():
+            raise ValueError(f"{what} must be real numbers, not {x.dtype}")
+        bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
+        if bad:
+            raise ValueError(
+                f"{what} must be finite, but {bad} of {len(self)} items have NaN or infinity; impute it or leave "
+                "these items out"
+            )
 
     def __len__(self) -> int:
         return len(self.targets)

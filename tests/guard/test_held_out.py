@@ -253,6 +253,8 @@ def test_nothing_is_read_on_the_host(monkeypatch):
     [
         ({"every": 0}, "every=0"),
         ({"warm_up": -1}, "warm_up=-1"),
+        ({"every": 1.5}, "every=1.5, warm_up=10: give whole numbers"),
+        ({"warm_up": 2.5}, "warm_up=2.5: give whole numbers"),
         ({"target": "head"}, "target='head'"),
         ({"floor": 1.5}, "floor=1.5"),
         ({"decay": 1.0}, "decay=1.0"),
