@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -346,6 +347,43 @@ def test_the_unit_of_a_modality_is_its_own_business(unit, offset):
     report = latent_quality(train, draw(200), draw(400), seeds=2, progress=False)
     assert report.added_last("meg").verdict == "helps"
     assert report["meg",].accuracy > 95
+
+
+def test_every_class_is_held_out_in_its_proportion():
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"a": torch.randn(90, 2, generator=generator, dtype=torch.double)}
+    targets = torch.tensor([0] * 72 + [1] * 18)
+    seen = []
+
+    def train(inputs, targets, seed):
+        seen.append(targets.bincount().tolist())
+        return SimpleNamespace(encode=lambda given: given["a"])
+
+    latent_quality(train, (inputs, targets), (inputs, targets), seeds=5, progress=False)
+    assert seen == [[48, 12]] * 5
+
+
+def test_accuracy_is_in_percent_and_two_test_items_are_enough():
+    inputs, targets = {"a": torch.linspace(-1, 1, 60, dtype=torch.double)[:, None]}, torch.arange(60) // 30
+    train = encodes(lambda x: x)
+    few = {"a": inputs["a"][[0, -1]]}, targets[[0, -1]]
+    assert latent_quality(train, (inputs, targets), few, seeds=1, progress=False)["a",].accuracy == 100
+
+
+def test_inputs_may_be_numbers_but_not_one_number():
+    targets = torch.arange(40) % 2
+    inputs = {"a": torch.linspace(-1, 1, 40, dtype=torch.double)}
+    report = latent_quality(
+        encodes(lambda x: x[:, None]), (inputs, targets), (inputs, targets), seeds=1, progress=False
+    )
+    assert len(report.latents) == 2
+    with pytest.raises(ValueError, match=r"'a' has shape \(\), but there are 40 targets"):
+        latent_quality(None, ({"a": torch.tensor(1.0)}, targets), (inputs, targets))
+
+
+def test_what_is_no_number_is_not_written_as_json(report, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        replace(report, reference=math.nan).to_json(tmp_path / "report.json")
 
 
 def items_of(inputs, targets):
