@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from balanced_grad.diagnostics._heads import HeadClass, refit, require_items_per_class
+from balanced_grad.diagnostics._heads import FOLDS, HeadClass, refit, require_items_per_class
 from balanced_grad.diagnostics._items import Array, Items
 from balanced_grad.diagnostics._model import Model, Train, latents, own_risk, parameter_count
 from balanced_grad.diagnostics._subsets import Subset
@@ -36,6 +36,11 @@ class Split:
             raise ValueError(f"cannot hold out {held_out:.3g} of {len(items)} items: {error}") from error
         if labels is not None:
             require_items_per_class(targets[probe], labels)
+        elif len(probe) < FOLDS:
+            raise ValueError(
+                f"the heads are fitted with {FOLDS}-fold cross-validation, but only {len(probe)} of {len(items)} items "
+                "are held out for them; give more items, or raise held_out="
+            )
         return cls(rest[: max(1, round(fraction * len(rest)))], probe)
 
 

@@ -121,5 +121,5 @@ def check_interval(confidence: float, tolerance: float, resamples: int) -> None:
         raise ValueError(f"confidence={confidence!r}: give a number between 0 and 1, such as 0.95")
     if not tolerance >= 0:
         raise ValueError(f"tolerance={tolerance!r}: give a number >= 0, in units of the loss")
-    if resamples < 100:
-        raise ValueError(f"resamples={resamples!r}: give at least 100, or the interval is noise")
+    if not hasattr(resamples, "__index__") or resamples < 100:
+        raise ValueError(f"resamples={resamples!r}: give a whole number, at least 100, or the interval is noise")

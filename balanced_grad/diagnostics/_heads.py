@@ -14,6 +14,7 @@ HeadClass = Literal["linear", "mlp"]
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)  # λ of mean loss + λ/2 ‖w‖², on standardised features
 FOLDS = 3
 HIDDEN = 64
+NEVER_VARIES = 1e-12  # a deviation below so much of the largest value is rounding
 LEAST_PROBABILITY = 1e-12  # bounds the loss, at 27.6 nats, as the theory asks
 
 
@@ -30,15 +31,17 @@ class Family:
 
 @dataclass(frozen=True)
 class Scale:
-    """Standardisation by the items a head is fitted to; what never varies stays at zero."""
+    """Standardisation by the items a head is fitted to, in any unit; what never varies stays near zero."""
 
     mean: Array
     deviation: Array
 
     @classmethod
     def of(cls, x: Array) -> "Scale":
-        deviation = x.std(0)
-        return cls(x.mean(0), np.where(deviation > 1e-9 * (1 + np.abs(x).max(0)), deviation, 1.0))
+        mean, largest = x.mean(0), np.abs(x).max(0)
+        unit = np.where(largest > 0, largest, 1.0)  # squares of small or large units would leave the range
+        deviation = ((x - mean) / unit).std(0)
+        return cls(mean, np.where(deviation > NEVER_VARIES, deviation * unit, unit))
 
     def __call__(self, x: Array) -> Array:
         scaled: Array = (x - self.mean) / self.deviation

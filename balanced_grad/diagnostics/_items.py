@@ -14,6 +14,8 @@ from balanced_grad.labels import unlabelled
 
 Array = npt.NDArray[Any]
 
+IGNORED = -100  # the label that torch's cross-entropy leaves out by default
+
 
 @dataclass(frozen=True)
 class Items:
@@ -38,14 +40,25 @@ class Items:
             if x.ndim == 0 or len(x) != len(items.targets):
                 shape = tuple(x.shape)
                 raise ValueError(f"{what}: {name!r} has shape {shape}, but there are {len(items.targets)} targets")
+            items._require_finite(f"{what}: {name!r}", x)
         unknown = unlabelled(items.targets)
         if unknown.any():
             items = items[(~unknown).nonzero()[:, 0].cpu().numpy()]
         if not len(items):
             raise ValueError(f"{what}: no item is labelled, all targets are -100 or NaN")
-        if items.targets.is_complex() or not torch.isfinite(items.targets).all():
-            raise ValueError(f"{what}: targets must be finite real numbers")
+        items._require_finite(f"{what}: the targets", items.targets)
         return items
+
+    def _require_finite(self, what: str, x: Tensor) -> None:
+        """Real and finite, or the number of items that are not."""
+        if x.is_complex():
+            raise ValueError(f"{what} must be real numbers, not {x.dtype}")
+        bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
+        if bad:
+            raise ValueError(
+                f"{what} must be finite, but {bad} of {len(self)} items have NaN or infinity; impute it or leave "
+                "these items out"
+            )
 
     def __len__(self) -> int:
         return len(self.targets)

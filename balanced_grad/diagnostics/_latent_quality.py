@@ -108,7 +108,7 @@ def latent_quality(
     modalities = tuple(learn.inputs)
     chosen = _chosen(modalities, subsets, force)
     runs = _seeds(seeds)
-    _check_options(head, held_out, fraction, len(unseen))
+    _check_options(head, held_out, fraction, jobs, len(unseen))
     splits = {seed: Split.draw(learn, labels, held_out, fraction, seed) for seed in runs}
     experiment = Experiment(train, learn, unseen, labels, head, splits)
     tasks = [(subset, seed) for subset in chosen for seed in runs]
@@ -146,19 +146,22 @@ def _chosen(modalities: Subset, subsets: Iterable[Iterable[str]] | None, force: 
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    runs = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not runs or len(set(runs)) < len(runs):
-        raise ValueError(f"seeds={seeds!r}: give a number >= 1, or distinct seeds")
-    return runs
+    several = list(seeds) if isinstance(seeds, Iterable) else range(seeds) if hasattr(seeds, "__index__") else []
+    whole = all(hasattr(seed, "__index__") for seed in several)
+    if not several or not whole or len(set(several)) < len(several):
+        raise ValueError(f"seeds={seeds!r}: give a whole number >= 1, or distinct seeds")
+    return tuple(int(seed) for seed in several)
 
 
-def _check_options(head: str, held_out: float, fraction: float, test_items: int) -> None:
+def _check_options(head: str, held_out: float, fraction: float, jobs: int, test_items: int) -> None:
     if head not in get_args(HeadClass):
         raise ValueError(f"head={head!r}: choose one of {get_args(HeadClass)}")
     if not 0 < held_out < 1:
         raise ValueError(f"held_out={held_out!r}: give a share between 0 and 1, such as 1/3")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction!r}: give a share in (0, 1]")
+    if not hasattr(jobs, "__index__") or jobs == 0:
+        raise ValueError(f"jobs={jobs!r}: give a whole number of processes, or -1 for one per core")
     if test_items < 2:
         raise ValueError("one test item has no spread: give at least two")
 

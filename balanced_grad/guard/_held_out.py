@@ -90,8 +90,8 @@ class HeldOut(Stateful, Wrapper):
             raise TypeError(f"balancer is {what}; give the method to guard, such as bg.Uniform()")
         if held_out is not None and not callable(held_out):
             raise TypeError(f"held_out is a {type(held_out).__name__}; give a function that returns losses, or None")
-        if every < 1 or warm_up < 0:
-            raise ValueError(f"every={every!r}, warm_up={warm_up!r}: give steps >= 1 and checks >= 0")
+        if not (hasattr(every, "__index__") and hasattr(warm_up, "__index__") and every >= 1 and warm_up >= 0):
+            raise ValueError(f"every={every!r}, warm_up={warm_up!r}: give whole numbers, steps >= 1 and checks >= 0")
         if target not in get_args(Target):
             raise ValueError(f"target={target!r}: choose one of {get_args(Target)}")
         if not 0 <= floor <= 1 or not 0 <= decay < 1 or not confidence >= 0:

@@ -85,8 +85,8 @@ class MIMO(Stateful, Balancer):
             raise ValueError(f"penalty={penalty!r}: give a finite number >= 0, or None for the number of modalities")
         if not smoothing >= 0:
             raise ValueError(f"smoothing={smoothing!r}: give a number >= 0 (0: hard maximum, math.inf: equal weights)")
-        if ramp_steps < 0:
-            raise ValueError(f"ramp_steps={ramp_steps!r}: give a number of steps >= 0")
+        if not hasattr(ramp_steps, "__index__") or ramp_steps < 0:
+            raise ValueError(f"ramp_steps={ramp_steps!r}: give a whole number of steps >= 0")
         if ema is not None and not 0 < ema < 1:
             raise ValueError(f"ema={ema!r}: give a decay between 0 and 1, or None for the losses of the batch")
         if penalty == 0:

@@ -6,12 +6,13 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import JOINT, Groups, Params
-from balanced_grad.methods._lengths import growth, taking_part
+from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 
 Normalize = Literal["none", "l2", "loss", "loss+"]
 Rescale = Literal["none", "sum", "mean", "cap"]
+ZERO = 1e-6  # of the largest loss: smaller ones count as this, so that the weights have their limit at 0
 
 
 class MinNorm(Balancer):
@@ -35,7 +36,8 @@ class MinNorm(Balancer):
             of the original gradients are renormalised to sum 1. Default ``"l2"`` (ours): on validation over four
             data sets it and ``"loss"`` come out best, and it asks nothing of the losses. Under ``"none"``, as
             published, the joint loss has the shortest gradient once it is fitted and takes all the weight.
-            Negative losses count by their magnitude.
+            Negative losses count by their magnitude, and a loss of zero as the limit: it takes next to no weight,
+            unless the others' gradients oppose it.
         rescale: length of the resulting direction over the shared parameters: ``"none"`` as it comes (weights
             sum to 1), ``"sum"`` that of the plain sum of the gradients (as MMPareto), ``"mean"`` that of their
             mean, ``"cap"`` towards that of the sum but with weights that sum to at most K, as in the sum
@@ -98,11 +100,11 @@ class MinNorm(Balancer):
     def weigh(self, problem: Problem) -> Weighting:
         """Minimum-norm weights of the losses that meet, 1 for the others."""
         assert problem.gramian is not None
-        gramian = problem.gramian
+        gramian = of_unit_size(problem.gramian)  # a factor on all gradients changes no weight
         diagonal = gramian.diagonal(dim1=-2, dim2=-1)
         active = taking_part(gramian)
-        divisor = self._divisor(diagonal, problem.losses.to(gramian))
-        normalized = gramian / (divisor.unsqueeze(-1) * divisor.unsqueeze(-2))
+        divisor = self._divisor(diagonal, problem.losses.to(gramian), active)
+        normalized = gramian / divisor.unsqueeze(-1) / divisor.unsqueeze(-2)
         weights = min_norm(normalized, method=self.solver, active=active).weights / divisor
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         weights = weights * self._length(gramian, weights, active).unsqueeze(-1)
@@ -111,14 +113,17 @@ class MinNorm(Balancer):
             weights[..., joint] = weights[..., joint].clamp_min(self.joint_floor)
         return Weighting(torch.where(active, weights, torch.ones_like(weights)))
 
-    def _divisor(self, diagonal: Tensor, losses: Tensor) -> Tensor:
-        """What each gradient is divided by; 1 where that would be zero."""
+    def _divisor(self, diagonal: Tensor, losses: Tensor, active: Tensor) -> Tensor:
+        """What each gradient is divided by, up to a common factor; 1 for those that take no part."""
         divisor = torch.ones_like(diagonal)
         if self.normalize in ("l2", "loss+"):
             divisor = divisor * diagonal.sqrt()
         if self.normalize in ("loss", "loss+"):
-            divisor = divisor * losses.abs()
-        return torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+            size = torch.where(active, losses.abs(), 0)
+            largest = size.amax(-1, keepdim=True)
+            size = (size / torch.where(largest == 0, 1.0, largest)).clamp_min(ZERO)
+            divisor = divisor * size
+        return torch.where(active, divisor, 1.0)
 
     def _length(self, gramian: Tensor, weights: Tensor, active: Tensor) -> Tensor:
         """Factor on the minimum-norm direction, from norms that the Gramian already holds."""

@@ -57,8 +57,8 @@ class Modulation(Stateful, Balancer):
         super().__init__()
         if target is not None and target not in get_args(Target):
             raise ValueError(f"target={target!r}: choose one of {get_args(Target)}, or None")
-        if stop_after is not None and stop_after < 0:
-            raise ValueError(f"stop_after={stop_after!r}: give a number of training steps >= 0, or None")
+        if stop_after is not None and not (hasattr(stop_after, "__index__") and stop_after >= 0):
+            raise ValueError(f"stop_after={stop_after!r}: give a whole number of training steps >= 0, or None")
         self.modalities = grouped(modalities)
         self.target = target
         self.stop_after = stop_after

@@ -1,6 +1,7 @@
 """From where on does a modality help? Crossing points of known curves, and a curve that has one."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,15 @@ def test_few_items_favour_fewer_modalities(tmp_path):
     pytest.importorskip("matplotlib")
     result.plot(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_by_default_a_thousandth_a_hundredth_a_tenth_and_all():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 2, generator=generator, dtype=torch.double)
+    model = SimpleNamespace(encode=lambda inputs: inputs["a"])
+    pair = {"a": x}, x.sum(1)
+    curve = sample_size_curve(lambda inputs, targets, seed: model, pair, pair, seeds=1, progress=False)
+    assert list(curve.reports) == [2, 20, 200, 2000]
 
 
 def test_sizes_that_do_not_differ_are_refused():

@@ -51,6 +51,39 @@ def test_scale_shift_and_dead_features_do_not_matter(kind):
     assert moved == pytest.approx(plain, rel=1e-3 if kind == "linear" else 0.2)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-13, 1e-6, 1.0, 1e13, 1e160, 1e300])
+@pytest.mark.parametrize("shift", [0.0, 1.0, -100.0])  # in units of the feature
+def test_a_unit_of_the_features_changes_nothing(scale, shift):
+    x, y = classes(400, 3)
+    moved = scale * (x + shift)
+    plain, other = (
+        refit("linear", z[:300], y[:300], classification=True, seed=0).losses(z[300:], y[300:]) for z in (x, moved)
+    )
+    np.testing.assert_allclose(other, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-13, 1e-6, 1e6, 1e100])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_unit_of_the_targets_is_squared_in_the_risk(kind, scale):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    y = x @ [1.0, 2.0] + 0.5 * rng.normal(size=300)
+    plain, other = (
+        risk(kind, (x[:200], s * y[:200]), (x[200:], s * y[200:]), classification=False) for s in (1, scale)
+    )
+    assert other / scale**2 == pytest.approx(plain, rel=1e-6 if kind == "linear" else 0.3)
+
+
+@pytest.mark.parametrize("constant", [0.0, 7.0, 0.1, 1e-13, -1e13])
+def test_a_feature_that_never_varies_says_nothing(constant):
+    x, y = classes(400, 3)
+    dead = np.hstack([x, np.full((400, 1), constant)])
+    plain, other = (
+        refit("linear", z[:300], y[:300], classification=True, seed=0).losses(z[300:], y[300:]) for z in (x, dead)
+    )
+    np.testing.assert_allclose(other, plain, rtol=1e-6)
+
+
 def test_a_wide_latent_of_noise_gets_a_strong_penalty_and_does_little_harm():
     x, y = classes(1300, 3)
     wide = np.hstack([x, np.random.default_rng(9).normal(size=(1300, 150))])
@@ -82,5 +115,6 @@ def test_the_loss_of_a_confident_error_is_bounded():
 
 
 def test_a_rare_class_is_named():
+    require_items_per_class(np.array([0] * 5 + [7] * 3), np.array([0, 7]))
     with pytest.raises(ValueError, match=r"\{7: 2\}"):
         require_items_per_class(np.array([0] * 5 + [7] * 2), np.array([0, 7]))

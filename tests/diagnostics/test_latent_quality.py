@@ -5,7 +5,9 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -329,6 +331,61 @@ def test_many_modalities_are_refused_unless_forced(monkeypatch):
     assert len(measure(**options, force=True).latents) == 8
 
 
+@pytest.mark.parametrize("unit", [1e-13, 1e-8, 1e-3, 1e13])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_the_unit_of_a_modality_is_its_own_business(unit, offset):
+    """Magnetic fields in tesla are of the order of 1e-13."""
+
+    def draw(items):
+        generator = torch.Generator().manual_seed(items)
+        meg, other = (torch.randn(items, n, generator=generator, dtype=torch.double) for n in (3, 2))
+        return {"meg": unit * (meg + offset), "other": other}, (meg.sum(1) > 0).long()
+
+    def train(inputs, targets, seed):
+        return SimpleNamespace(encode=lambda given: torch.cat(list(given.values()), 1))
+
+    report = latent_quality(train, draw(200), draw(400), seeds=2, progress=False)
+    assert report.added_last("meg").verdict == "helps"
+    assert report["meg",].accuracy > 95
+
+
+def test_every_class_is_held_out_in_its_proportion():
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"a": torch.randn(90, 2, generator=generator, dtype=torch.double)}
+    targets = torch.tensor([0] * 72 + [1] * 18)
+    seen = []
+
+    def train(inputs, targets, seed):
+        seen.append(targets.bincount().tolist())
+        return SimpleNamespace(encode=lambda given: given["a"])
+
+    latent_quality(train, (inputs, targets), (inputs, targets), seeds=5, progress=False)
+    assert seen == [[48, 12]] * 5
+
+
+def test_accuracy_is_in_percent_and_two_test_items_are_enough():
+    inputs, targets = {"a": torch.linspace(-1, 1, 60, dtype=torch.double)[:, None]}, torch.arange(60) // 30
+    train = encodes(lambda x: x)
+    few = {"a": inputs["a"][[0, -1]]}, targets[[0, -1]]
+    assert latent_quality(train, (inputs, targets), few, seeds=1, progress=False)["a",].accuracy == 100
+
+
+def test_inputs_may_be_numbers_but_not_one_number():
+    targets = torch.arange(40) % 2
+    inputs = {"a": torch.linspace(-1, 1, 40, dtype=torch.double)}
+    report = latent_quality(
+        encodes(lambda x: x[:, None]), (inputs, targets), (inputs, targets), seeds=1, progress=False
+    )
+    assert len(report.latents) == 2
+    with pytest.raises(ValueError, match=r"'a' has shape \(\), but there are 40 targets"):
+        latent_quality(None, ({"a": torch.tensor(1.0)}, targets), (inputs, targets))
+
+
+def test_what_is_no_number_is_not_written_as_json(report, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        replace(report, reference=math.nan).to_json(tmp_path / "report.json")
+
+
 def items_of(inputs, targets):
     return {"items": (inputs, targets), "test": (inputs, targets)}
 
@@ -349,7 +406,21 @@ def encodes(latent):
         ({"items": X}, TypeError, "items: give a pair"),
         ({"test": ({}, Y)}, ValueError, "no modality"),
         (items_of({"a": X[:30]}, Y), ValueError, r"'a' has shape \(30, 2\), but there are 40 targets"),
-        (items_of({"a": X}, Y.float() / 0), ValueError, "finite"),
+        (items_of({"a": X}, Y.float() / 0), ValueError, "items: the targets must be finite, but 40 of 40"),
+        ({"test": ({"a": X, "b": torch.where(X > 2, torch.nan, X)}, Y)}, ValueError, "test: 'b' must be finite"),
+        (items_of({"a": X / 0}, Y), ValueError, "items: 'a' must be finite, but 40 of 40 items"),
+        (items_of({"a": X + 1j}, Y), ValueError, "items: 'a' must be real numbers"),
+        (items_of({"a": X}, torch.where(Y == 0, Y, -100)), ValueError, "20 of 40 targets are -100"),
+        (
+            {"items": ({"a": X[:2], "b": X[:2]}, Y[:2].float()), "test": ({"a": X, "b": X}, Y.float())},
+            ValueError,
+            "only 1 of 2 items are held out",
+        ),
+        ({"items": ({"a": X[:2], "b": X[:2]}, Y[:2])}, ValueError, "cannot hold out|are held out for them"),
+        ({"seeds": 2.5}, ValueError, "seeds=2.5: give a whole number"),
+        ({"seeds": [0.5]}, ValueError, "seeds="),
+        ({"resamples": 150.5}, ValueError, "resamples=150.5: give a whole number"),
+        ({"jobs": 1.5}, ValueError, "jobs=1.5: give a whole number"),
         (items_of({"a": X}, Y[:, None]), ValueError, "floating targets for a regression"),
         (items_of({"a": X}, torch.zeros(40, dtype=torch.long)), ValueError, "nothing to learn"),
         ({"test": ({"a": X, "c": X}, Y)}, ValueError, "differ"),

@@ -237,6 +237,44 @@ def test_heads_that_are_attached():
     assert set(guard.factors) == {"audio", "video"}
 
 
+@pytest.mark.parametrize("on_host", [True, False])
+def test_the_graph_of_held_out_losses_is_not_kept(monkeypatch, on_host):
+    monkeypatch.setattr(_transfer, "on_host", lambda losses: on_host)
+    w = nn.Parameter(torch.ones(2))
+    guard = bg.HeldOut(bg.Uniform(), every=1, warm_up=0)
+    for step in range(6):
+        guard({"audio": w[0] + falling(step)}).backward()
+        guard.observe({"audio": w[0] * 2 + step})
+    kept = [*guard.factors.values(), *(x for known in guard.transfer.state().values() for x in known)]
+    assert not any(x.requires_grad for x in kept if isinstance(x, torch.Tensor))
+
+
+def test_the_scales_of_the_method_inside_are_multiplied():
+    model = LateFusion(trunk=False)
+    inner = bg.OGM(model.encoders, noise=0.0, target="update")
+    guard = bg.HeldOut(inner, every=1, warm_up=0, target="encoder")
+    bg.BalancedOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), guard, modalities=model.encoders)
+    for step in range(30):
+        zero = model.losses(*make_batch())["joint"] * 0
+        losses = {name: zero + falling(step) for name in ("joint", "audio", "video")}
+        guard(losses, scores={"audio": 0.8, "video": 0.4}).backward()
+        guard.observe({"joint": falling(step, 1.2), "audio": falling(step, 1.2), "video": falling(step, 1.2)})
+    both, alone = guard.update_scales()["audio"], inner.update_scales()["audio"]
+    assert 0 < guard.factors["audio"] < 1
+    assert 0 < alone < 1
+    assert both.item() == pytest.approx((alone * guard.factors["audio"]).item(), rel=1e-5)
+
+
+def test_by_default_a_check_is_due_every_tenth_step():
+    w, seen = nn.Parameter(torch.ones(1)), []
+    guard = bg.HeldOut(bg.Uniform(), lambda: {"audio": w.sum()})
+    for step in range(1, 32):
+        guard({"audio": w.sum()}).backward()
+        if guard.check():
+            seen.append(step)
+    assert seen == [1, 11, 21, 31]
+
+
 def test_nothing_is_read_on_the_host(monkeypatch):
     monkeypatch.setattr(_transfer, "on_host", lambda losses: False)
     w = nn.Parameter(torch.ones(2))
@@ -253,6 +291,8 @@ def test_nothing_is_read_on_the_host(monkeypatch):
     [
         ({"every": 0}, "every=0"),
         ({"warm_up": -1}, "warm_up=-1"),
+        ({"every": 1.5}, "every=1.5, warm_up=10: give whole numbers"),
+        ({"warm_up": 2.5}, "warm_up=2.5: give whole numbers"),
         ({"target": "head"}, "target='head'"),
         ({"floor": 1.5}, "floor=1.5"),
         ({"decay": 1.0}, "decay=1.0"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import balanced_grad as bg
+from balanced_grad.records import Problem
 from tests.conftest import MODALITIES, LateFusion, make_batch
 
 
@@ -68,6 +69,68 @@ def test_normalised_pairs_are_weighted_inversely_to_their_norms():
     direction, last = step([[3.0, 0.0], [0.0, 1.0]], bg.MinNorm(normalize="l2", rescale="none"))
     assert last.weights.tolist() == pytest.approx([0.25, 0.75])
     torch.testing.assert_close(direction, torch.tensor([0.75, 0.75], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("normalize", ["loss", "loss+"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_loss_of_zero_is_the_limit_of_a_small_one(normalize, seed):
+    rows = random_rows(3, 3, seed)
+
+    def weights(loss):
+        return step(rows, bg.MinNorm(normalize=normalize, rescale="none"), losses=[loss, 1.0, 0.5])[1].weights
+
+    at_zero = weights(0.0)
+    for small in (1e-12, -1e-12, 1e-8, -1e-8, 1e-6):
+        torch.testing.assert_close(weights(small), at_zero, rtol=0, atol=1e-4)
+    everything = step(rows, bg.MinNorm(normalize=normalize, rescale="none"), losses=[0.0] * 3)[1].weights
+    assert everything.isfinite().all()
+    assert everything.sum().item() == pytest.approx(1)
+
+
+def test_a_small_loss_that_nothing_opposes_takes_no_weight():
+    for loss in (0.0, 1e-8, -1e-8):
+        _, last = step([[1.0, 0.0], [0.0, 1.0]], bg.MinNorm(normalize="loss", rescale="none"), losses=[loss, 1.0])
+        assert last.weights.tolist() == pytest.approx([0, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+@pytest.mark.parametrize("rescale", ["none", "sum", "mean", "cap"])
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("gradients", [1e-300, 1e-150, 1e150, 1e300])
+@pytest.mark.parametrize("values", [1e-30, 1.0, 1e30])
+def test_a_factor_on_all_gradients_or_losses_changes_no_weight(normalize, rescale, count, gradients, values):
+    rows = torch.tensor(random_rows(count, 6, seed=count), dtype=torch.float64)
+    losses, names = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.1][:count]), tuple("abcde"[:count])
+    balancer = bg.MinNorm(normalize=normalize, rescale=rescale)
+    plain, scaled = (
+        balancer.weigh(Problem(names, value * losses, factor * rows @ rows.T)).weights
+        for value, factor in ((1.0, 1.0), (values, gradients))
+    )
+    torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("balancer", [bg.MMPareto(), bg.MMPareto(rescale="encoder"), bg.Gramian(lambda g: g @ g[0])])
+@pytest.mark.parametrize("factor", [1e-300, 1e-150, 1e150, 1e300])
+def test_other_methods_are_as_indifferent(balancer, factor):
+    rows = torch.tensor(random_rows(3, 6, seed=1), dtype=torch.float64)
+    gramian = rows @ rows.T if isinstance(balancer, bg.Gramian) else (rows @ rows.T).repeat(2, 1, 1)
+    reach = () if isinstance(balancer, bg.Gramian) else ((0, 1, 2), (0, 1, 2))
+    plain, scaled = (
+        balancer.weigh(Problem(("a", "b", "c"), torch.ones(3), f * gramian, reach)).weights for f in (1.0, factor)
+    )
+    torch.testing.assert_close(scaled, plain, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalize", ["loss", "loss+"])
+def test_a_loss_without_a_gradient_may_be_no_number(normalize):
+    """It takes no part: an unlabelled batch must not spoil the others."""
+    x = torch.ones(2, requires_grad=True)
+    losses = {"joint": x.sum(), "audio": x[0] * 2, "video": (x * 0).sum() * 0 + torch.tensor(math.nan)}
+    balancer = bg.MinNorm(normalize=normalize)
+    balancer(losses).backward()
+    weights = dict(zip(balancer.last.names, balancer.last.weights.tolist(), strict=True))
+    assert all(map(math.isfinite, weights.values()))
+    assert x.grad.isfinite().all()
 
 
 def test_loss_normalisation_uses_the_losses():

@@ -360,6 +360,38 @@ def test_a_score_that_is_no_number_is_reported_once_and_leaves_the_others(method
     assert found["audio"] == 1
 
 
+class TwoProcesses:
+    """This process, and another one that has other scores."""
+
+    size = 2
+
+    def __init__(self, other):
+        self.other, self.agreed = other, []
+
+    def agree(self, what):
+        self.agreed.append(what)
+
+    def sum(self, values):
+        values += torch.stack(_comparison.summable(self.other))
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "mean"),
+    [
+        ([0.2, 0.4], [0.6, 0.8], [0.4, 0.6]),
+        ([0.2, math.nan], [0.6, 0.8], [0.4, 0.8]),  # missing here
+        ([0.2, math.nan], [math.nan, 0.8], [0.2, 0.8]),
+        ([0.2, math.nan], [0.4, math.nan], [0.3, math.nan]),  # missing everywhere
+        ([math.inf, 0.4], [0.6, 0.8], [math.inf, 0.6]),  # perfect here
+    ],
+)
+def test_scores_are_averaged_over_the_processes_that_have_them(mine, other, mean):
+    processes = TwoProcesses(torch.tensor(other))
+    found = _comparison.across_ranks(torch.tensor(mine), processes)
+    torch.testing.assert_close(found, torch.tensor(mean), equal_nan=True)
+    assert processes.agreed == ["scores"]  # a process that failed says so before the others wait for it
+
+
 def test_half_precision_losses_do_not_round_the_scores(method):
     zero = torch.zeros((), dtype=torch.float16, requires_grad=True)
     balancer = method({name: nn.Linear(1, 1) for name in ("a", "b")})
