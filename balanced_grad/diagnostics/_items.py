@@ -14,8 +14,6 @@ from balanced_grad.labels import unlabelled
 
 Array = npt.NDArray[Any]
 
-IGNORED = -100  # the label that torch's cross-entropy leaves out by default
-
 
 @dataclass(frozen=True)
 class Items:
