@@ -28,9 +28,9 @@ class MLB(Modulation):
         modalities: ``ModalityGroups``, or a mapping of name -> encoder (modules or parameters).
         alpha: ``α ≥ 0``. Default 0.8, as in every released configuration.
         cap: largest coefficient, at least 1. Default 2, the plain ``1 + tanh``.
-        task: ``"classification"`` (default), or ``"regression"``, where scores are reciprocal errors, as those of
-            ``bg.scores(..., task="regression")``, and are compared and averaged as errors. For two modalities the
-            comparison is the same.
+        task: ``"classification"``, or ``"regression"``, where scores are reciprocal errors and are compared and
+            averaged as errors. For two modalities the comparison is the same. None (default): the task that
+            ``bg.scores`` or ``aux.scores`` made the scores for, ``"classification"`` for others.
         target: ``"gradient"``, ``"update"`` or None (default): the update where a ``BalancedOptimizer`` finds that
             its base optimizer, as Adam, cancels a factor on the gradient, else the gradient.
         stop_after: modulate in the first so many training steps only (default: in all).
@@ -62,7 +62,7 @@ class MLB(Modulation):
         alpha: float = 0.8,
         *,
         cap: float = 2.0,
-        task: Task = "classification",
+        task: Task | None = None,
         target: Target | None = None,
         stop_after: int | None = None,
     ) -> None:
@@ -71,17 +71,32 @@ class MLB(Modulation):
             raise ValueError(f"alpha={alpha!r}: give a number >= 0")
         if not cap >= 1:
             raise ValueError(f"cap={cap!r}: give a number >= 1, the largest factor on a gradient")
-        if task not in get_args(Task):
+        if task is not None and task not in get_args(Task):
             raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
         self.alpha = alpha
         self.cap = cap
         self.task = task
-        if task == "regression":
-            self._scores_as = self._losses_as = "error"
+        self._compare_as(task)
+
+    def _compare_as(self, task: str | None) -> None:
+        self._errors = task == "regression"
+        self._scores_as = "error" if self._errors else "score"
+        self._losses_as = "error" if self._errors else "loss"
+
+    def _learn_task(self, task: str | None) -> None:
+        told = (
+            "regression" if task == "regression" else "classification"
+        )  # labels of several classes: probabilities too
+        if self.task is None:
+            self._compare_as(task)
+        elif task is not None and told != self.task:
+            raise ValueError(
+                f"MLB(task={self.task!r}) was given scores of task={task!r}; leave task out, or make the scores for it"
+            )
 
     def modulate(self, scores: Tensor) -> Tensor:
         """Above 1 for the modalities behind, below 1 for those ahead."""
-        lag = relative_to_others(1 / scores) if self.task == "regression" else 1 / relative_to_others(scores)
+        lag = relative_to_others(1 / scores) if self._errors else 1 / relative_to_others(scores)
         shift = tanh_of(self.alpha, lag - 1)
         return 1 + torch.where(shift > 0, (self.cap - 1) * shift, shift)
 

@@ -107,6 +107,7 @@ class Modulation(Stateful, Balancer):
                 return problem.losses.sum()
             given.require_graph()
             names = self.modalities.names
+            self._learn_task(getattr(scores, "task", None))
             kind: Kind = self._losses_as if scores is None else "score"
             values = self._default(problem) if scores is None else scores
             row = aligned(names, values, problem.losses, kind)
@@ -146,6 +147,9 @@ class Modulation(Stateful, Balancer):
     def resolve_target(self, scale_invariant: bool) -> None:
         """Called by a ``BalancedOptimizer``: without a target of its own, the method acts where it has an effect."""
         self._resolved = self.target or ("update" if scale_invariant else "gradient")
+
+    def _learn_task(self, task: str | None) -> None:
+        """The task that scores were made for, where they say so: for a method that compares errors otherwise."""
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         refuse_unknown(names, self.modalities.names, "encoder", "modalities")

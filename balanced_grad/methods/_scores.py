@@ -9,9 +9,15 @@ from torch import Tensor
 from balanced_grad.labels import Labels, Task, fits, read, require_tensor
 
 
-def scores(
-    logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "classification"
-) -> dict[str, Tensor | None]:
+class TaskScores(dict[str, Tensor | None]):
+    """Scores that say of which task they are, since errors are compared otherwise than probabilities."""
+
+    def __init__(self, scores: Mapping[str, Tensor | None], task: Task) -> None:
+        super().__init__(scores)
+        self.task = task
+
+
+def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "classification") -> TaskScores:
     """How well each modality alone predicts a batch: one detached scalar each, positive, larger is better.
 
         classification:  mean of softmax(f_m)[y]; of Σ_c y_c softmax(f_m)_c for shares y_c of the classes
@@ -29,8 +35,8 @@ def scores(
         task: ``"classification"`` (default), ``"multilabel"`` or ``"regression"``.
 
     Returns:
-        A score for each modality; None for a missing one, and for all where nothing is labelled (NaN where only a look
-        at a device could tell).
+        A score for each modality, in a dictionary with the attribute ``task``; None for a missing one, and for all
+        where nothing is labelled (NaN where only a look at a device could tell).
 
     Raises:
         TypeError, ValueError: for an unknown task, labels that are no tensor, logits whose shape does not fit the
@@ -46,7 +52,8 @@ def scores(
     if task not in get_args(Task):
         raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
     require_tensor(labels)
-    return {name: None if found is None else _score(name, found, labels, task) for name, found in logits.items()}
+    found = {name: None if given is None else _score(name, given, labels, task) for name, given in logits.items()}
+    return TaskScores(found, task)
 
 
 @torch.no_grad()

@@ -104,3 +104,19 @@ def test_bad_settings():
         bg.MLB({"audio": nn.Linear(1, 1)}, cap=0.5)
     with pytest.raises(ValueError, match="task='multilabel': choose one of"):
         bg.MLB({"audio": nn.Linear(1, 1)}, task="multilabel")
+
+
+def test_the_task_is_that_of_the_scores():
+    """Three errors of 1, 4 and 16 by the released rule; as probabilities the middle one would be sped up."""
+    errors = {"a": 1.0, "b": 4.0, "c": 16.0}
+    scores = bg.scores({m: torch.tensor([e**0.5]) for m, e in errors.items()}, torch.zeros(1), "regression")
+
+    def found(scores, **options):
+        balancer = bg.MLB({m: nn.Linear(1, 1) for m in errors}, **options)
+        balancer({"joint": torch.zeros((), requires_grad=True)}, scores=scores)
+        return list(balancer.last.to_dict()["coefficients"].values())
+
+    assert found(scores) == found(dict(scores), task="regression") == pytest.approx([0.383, 0.600, 2.0], abs=1e-3)
+    assert found(dict(scores)) == pytest.approx([0.412, 1.716, 2.0], abs=1e-3)
+    with pytest.raises(ValueError, match="task='classification'.*scores of task='regression'"):
+        found(scores, task="classification")
