@@ -228,7 +228,7 @@ class TestNothingLabelled:
     def test_attach_leaves_the_modalities_out(self, task, make):
         model, aux = attached(task)
         joint = model(torch.randn(8, 4), torch.randn(8, 4)).square().mean()
-        assert aux.scores(self.unknown(task)) == {"a": None, "v": None}
+        assert all(score.isnan() for score in aux.scores(self.unknown(task)).values())
         losses = aux.losses(joint, self.unknown(task))
         assert list(losses) == ["joint"]
         scalar = make()(losses)

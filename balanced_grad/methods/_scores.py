@@ -35,8 +35,8 @@ def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "cl
         task: ``"classification"`` (default), ``"multilabel"`` or ``"regression"``.
 
     Returns:
-        A score for each modality, in a dictionary with the attribute ``task``; None for a missing one, and for all
-        where nothing is labelled (NaN where only a look at a device could tell).
+        A score for each modality, in a dictionary with the attribute ``task``; None for a missing one; NaN for all,
+        which modulates nothing, where nothing is labelled.
 
     Raises:
         TypeError, ValueError: for an unknown task, labels that are no tensor, logits whose shape does not fit the
@@ -57,10 +57,8 @@ def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "cl
 
 
 @torch.no_grad()
-def score(task: Task, logits: Tensor, labels: Labels) -> Tensor | None:
-    """The score of one modality; None where it is known that nothing is labelled."""
-    if labels.nothing:
-        return None
+def score(task: Task, logits: Tensor, labels: Labels) -> Tensor:
+    """The score of one modality; NaN where nothing is labelled."""
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     values = labels.values
     if task == "regression":
@@ -72,12 +70,12 @@ def score(task: Task, logits: Tensor, labels: Labels) -> Tensor | None:
     else:
         quality = logits.softmax(-1).gather(-1, values.unsqueeze(-1)).squeeze(-1)
     mean = labels.mean(quality)
-    if labels.counted is not None:  # of nothing, which only a look at a device could tell
+    if labels.counted is not None:
         mean = torch.where(labels.counted.any(), mean, torch.nan)
     return mean.reciprocal() if task == "regression" else mean
 
 
-def _score(name: str, logits: Tensor, labels: Tensor, task: Task) -> Tensor | None:
+def _score(name: str, logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     if not fits(task, labels, logits.shape):
         expected = "(..., classes)" if task == "classification" else "that of the labels"
         raise ValueError(
