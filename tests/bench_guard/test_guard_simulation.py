@@ -10,6 +10,7 @@ import balanced_grad as bg
 from bench.guard import __main__ as command
 from bench.guard import _tables as tables
 from bench.guard._cost import CASES, PERIODS, measure, summary
+from bench.guard._null import GAINS, null
 from bench.guard._simulate import CHECKS, CONFIDENCES, CURVES, Estimates, shifts, sizes
 
 SIZES = (16, 256)
@@ -109,3 +110,12 @@ def test_commands(monkeypatch, capsys, tmp_path):
     assert trained == again
     assert "20 repetitions." in rates
     assert "lost on new groups" in rates
+
+
+def test_noise_alone_shuts_nothing_down():
+    """At the default confidence and warm-up; without the slack it does, so the simulation can tell."""
+    results = list(null(300))
+    assert {line["gain"] for line in results} == set(GAINS)
+    default = [line["below"] for line in results if line["confidence"] == 1 and line["warm_up"] == 10]
+    assert max(default) <= 0.02
+    assert max(line["below"] for line in results if line["confidence"] == 0) > 0.3
