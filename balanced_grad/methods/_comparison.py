@@ -45,8 +45,11 @@ def _common_dtype(like: Tensor, scores: Sequence[Tensor]) -> torch.dtype:
 
 
 def report_nan(row: Tensor, names: Sequence[str], there: Scores, who: str, notices: Notices) -> None:
-    """Say once that a modality has a score which is no number; on a device nobody waits for it."""
-    if not _on_host(row) or not bool(row.isnan().any()):
+    """Say once that a modality beside others has a score which is no number; on a device nobody waits for it.
+
+    Where all are NaN, as those of a batch without labels are, there is nothing to compare.
+    """
+    if not _on_host(row) or not bool(row.isnan().any()) or bool(row.isnan().all()):
         return
     for name, score in zip(names, row.unbind(), strict=True):
         if there.get(name) is not None and bool(score.isnan()):

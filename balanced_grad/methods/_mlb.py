@@ -84,15 +84,8 @@ class MLB(Modulation):
         self._losses_as = "error" if self._errors else "loss"
 
     def _learn_task(self, task: str | None) -> None:
-        told = (
-            "regression" if task == "regression" else "classification"
-        )  # labels of several classes: probabilities too
         if self.task is None:
             self._compare_as(task)
-        elif task is not None and told != self.task:
-            raise ValueError(
-                f"MLB(task={self.task!r}) was given scores of task={task!r}; leave task out, or make the scores for it"
-            )
 
     def modulate(self, scores: Tensor) -> Tensor:
         """Above 1 for the modalities behind, below 1 for those ahead."""
