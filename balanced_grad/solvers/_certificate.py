@@ -6,6 +6,7 @@ that neither the unit of the gradients nor a row with a large norm decides what 
 
 from collections.abc import Callable, Sequence
 from math import sqrt
+from operator import add, mul
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ def bar(tol: float) -> float:
 
 def optimal(product: Sequence[float], w: Sequence[float], roots: Sequence[float], tol: float) -> bool:
     """Whether no weight can move to where the slope is lower; `product` is `Gw`, `roots` the rows' norms."""
-    reach = bar(tol) * sum([r * w_i for r, w_i in zip(roots, w, strict=True)])
-    high = max([p - reach * r for p, r, w_i in zip(product, roots, w, strict=True) if w_i > 0.0])
-    return high <= min([p + reach * r for p, r in zip(product, roots, strict=True)])
+    reach = bar(tol) * sum(map(mul, roots, w))
+    slacks = [reach * r for r in roots]
+    high = max([p - r for p, r, w_i in zip(product, slacks, w, strict=True) if w_i > 0.0])
+    return bool(high <= min(map(add, product, slacks)))
 
 
 def optimal_batch(G: Any, product: Any, w: Any, active: Any, tol: float, where: Callable[..., Any]) -> Any:
@@ -46,7 +48,14 @@ def optimal_batch(G: Any, product: Any, w: Any, active: Any, tol: float, where: 
 
 
 def convex(G: Rows, roots: Sequence[float], slack: float) -> bool:
-    """Whether the matrix of cosines has no eigenvalue below `-slack`, by the pivots of its Cholesky factor."""
+    """Whether the matrix of cosines has no eigenvalue below `-slack`: by its minors, or the pivots of a factor."""
+    s = 1.0 + slack
+    if len(G) == 2:
+        return bool(abs(G[0][1] / roots[0] / roots[1]) < s)
+    if len(G) == 3:
+        (_, g, h), (_, _, k), _ = G
+        a, b, c = g / roots[0] / roots[1], h / roots[0] / roots[2], k / roots[1] / roots[2]
+        return bool(a * a < s * s and s * (s * s - a * a - b * b - c * c) + 2.0 * a * b * c > 0.0)
     L: list[list[float]] = []
     for i, (g_i, r_i) in enumerate(zip(G, roots, strict=True)):
         row: list[float] = []

@@ -37,9 +37,8 @@ def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol
 def solve_rows(G: Rows, tol: float, slack: float) -> Answer:
     """Weights, gap, iterations and status of one problem given as nested floats."""
     M = len(G)
-    index = range(M)
-    G = [[0.5 * G[i][j] + 0.5 * G[j][i] for j in index] for i in index]
-    diagonal = [G[i][i] for i in index]
+    G = _symmetric(G)
+    diagonal = [G[i][i] for i in range(M)]
     scale = max(diagonal)
     if not (min(diagonal) > _LEAST and scale < _MOST):  # zero, not finite, or near the ends of the range
         return solve_array(np.array(G), tol, slack)
@@ -56,11 +55,25 @@ def solve_rows(G: Rows, tol: float, slack: float) -> Answer:
         if weights is None:
             return solve_array(np.array(G), tol, slack)
         product = [sum(map(mul, row, weights)) for row in G]
-    roots = [sqrt(g) for g in diagonal]
+    roots = list(map(sqrt, diagonal))
     if not (_certificate.convex(G, roots, slack) and _certificate.optimal(product, weights, roots, tol)):
         return solve_array(np.array(G), tol, slack)  # a NaN or an infinity off the diagonal too
     value = sum(map(mul, product, weights))
     return weights, max((value - min(product)) / scale, 0.0), iterations, 0
+
+
+def _symmetric(G: Rows) -> list[list[float]]:
+    """The mean of `G` and its transpose; of few rows spelled out, which halves the time of such a problem."""
+    if len(G) == 2:
+        (a, b), (c, d) = G
+        off = 0.5 * b + 0.5 * c
+        return [[a, off], [off, d]]
+    if len(G) == 3:
+        (a, b, c), (d, e, f), (g, h, i) = G
+        ab, ac, bc = 0.5 * b + 0.5 * d, 0.5 * c + 0.5 * g, 0.5 * f + 0.5 * h
+        return [[a, ab, ac], [ab, e, bc], [ac, bc, i]]
+    index = range(len(G))
+    return [[0.5 * G[i][j] + 0.5 * G[j][i] for j in index] for i in index]
 
 
 def solve_array(G: Array, tol: float, slack: float) -> Answer:
