@@ -81,7 +81,7 @@ def in_units(known: Mapping[str, Tensor]) -> Tensor:
 
 def keep_in_units(known: dict[str, Tensor], variance: Tensor) -> None:
     """Put ``variance`` back: a row that float32 could lose is kept in units of its typical variance."""
-    exponent = torch.frexp(typical_variance(variance, per_source=True))[1].double()
+    exponent = torch.frexp(typical_variance(variance, per_source=True, most=_REPORTED))[1].double()
     exponent = torch.where(exponent.abs() > _PLAIN, exponent, torch.zeros_like(exponent))
     known["exponent"] = exponent.to(known["weight"].dtype)
     known["variance"] = (variance * (-exponent).exp2()).to(known["variance"].dtype)
@@ -100,14 +100,14 @@ def _columns(size: int, count: int, device: torch.device) -> Tensor:
     return (points * size).long().sort().values.to(device)
 
 
-def typical_variance(variance: Tensor, *, per_source: bool = False) -> Tensor:
+def typical_variance(variance: Tensor, *, per_source: bool = False, most: int = _SAMPLE) -> Tensor:
     """Median of the positive finite variances, ``()`` over all sources or ``(R, 1)`` of each; 1 where there is none.
 
     Of at most 32768 columns, evenly spread: a full median costs more than all the rest of the pass. Where variances
     spread over a factor of 3 (one standard deviation of their logarithm), its sampling error is about 1 %, which moves
     a weight by at most 0.005.
     """
-    some = sample(variance, _SAMPLE)
+    some = sample(variance, most)
     hidden = torch.where(some.isfinite() & (some > 0), some, torch.full_like(some, torch.nan))
     median = hidden.nanmedian(1, keepdim=True).values if per_source else hidden.flatten().nanmedian()
     return torch.where(median.isnan(), torch.ones_like(median), median)
