@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 import balanced_grad as bg
+from tests.check.operators import Graphed, Halve, Recompute
 from tests.conftest import LateFusion, make_batch
 
 INACTIVE = "ignore::balanced_grad.InactiveBalancerWarning"
@@ -199,30 +200,6 @@ class TestReferences:
             balancer(model.losses())
 
 
-class Recompute(torch.autograd.Function):
-    """The pattern of reversible layers and tiled MLPs: a backward that runs one of its own."""
-
-    @staticmethod
-    def forward(ctx, held, x):
-        ctx.held = held
-        ctx.save_for_backward(x.detach())
-        with torch.no_grad():
-            return _module(held)(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (x,) = ctx.saved_tensors
-        x = x.requires_grad_()
-        with torch.enable_grad():
-            y = _module(ctx.held)(x)
-        torch.autograd.backward(y, dy)
-        return None, x.grad
-
-
-def _module(held):
-    return held if callable(held) else held[0]
-
-
 HOLDS = {
     "module": lambda module: module,
     "list": lambda module: [module],
@@ -309,15 +286,6 @@ class TestHooks:
 
     @capturing
     def test_each_loss_has_a_seed_of_its_own(self, make):
-        class Halve(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, loss):
-                return loss.clone()
-
-            @staticmethod
-            def backward(ctx, grad):
-                return grad.mul_(0.5)  # in place
-
         def run(halve):
             torch.manual_seed(0)
             model = LateFusion()
@@ -372,28 +340,9 @@ class TestHooks:
         torch.testing.assert_close(got, weights[0] * rows[0] + weights[1] * rows[1])
 
 
-class Static(torch.autograd.Function):
-    """As graphed callables: every replay writes the same gradient buffers."""
-
-    buffers = None
-
-    @staticmethod
-    def forward(ctx, z, weight):
-        ctx.save_for_backward(z, weight)
-        return z @ weight
-
-    @staticmethod
-    def backward(ctx, dy):
-        z, weight = ctx.saved_tensors
-        Static.buffers = Static.buffers or (torch.empty_like(z), torch.empty_like(weight))
-        torch.matmul(dy, weight.t(), out=Static.buffers[0])
-        torch.matmul(z.t(), dy, out=Static.buffers[1])
-        return Static.buffers[0].detach(), Static.buffers[1].detach()
-
-
 @every
 def test_static_gradient_buffers(make):
-    Static.buffers = None
+    Graphed.buffers = None
     weight = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))
 
     def run(between):
@@ -405,7 +354,7 @@ def test_static_gradient_buffers(make):
         scalar(balancer, model, model.losses()).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
-    torch.testing.assert_close(run(lambda z: Static.apply(z, weight).tanh()), run(lambda z: (z @ weight).tanh()))
+    torch.testing.assert_close(run(lambda z: Graphed.apply(z, weight).tanh()), run(lambda z: (z @ weight).tanh()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

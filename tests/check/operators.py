@@ -84,22 +84,26 @@ class Halve(torch.autograd.Function):
 
 
 class Recompute(torch.autograd.Function):
-    """Runs a backward of its own, as reversible layers do."""
+    """Runs a backward of its own, as reversible layers do, of a module or of what leads to one."""
 
     @staticmethod
-    def forward(ctx, module, x):
-        ctx.module = module
+    def forward(ctx, held, x):
+        ctx.held = held
         ctx.save_for_backward(x.detach())
         with torch.no_grad():
-            return module(x)
+            return _called(held)(x)
 
     @staticmethod
     def backward(ctx, grad):
         x = ctx.saved_tensors[0].detach().requires_grad_()
         with torch.enable_grad():
-            y = ctx.module(x)
+            y = _called(ctx.held)(x)
         torch.autograd.backward(y, grad)
         return None, x.grad
+
+
+def _called(held):
+    return held if callable(held) else held[0]
 
 
 class Frees(torch.autograd.Function):

@@ -205,12 +205,11 @@ class Lit(lightning.LightningModule):
 
 def fit(module, path, steps, **settings):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's own: few data workers, no logger
+        warnings.simplefilter("ignore")  # Lightning's own: few data workers
         trainer = lightning.Trainer(
             accelerator="cpu",
             max_steps=steps,
             default_root_dir=path,
-            logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             gradient_clip_val=0.5,
