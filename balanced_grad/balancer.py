@@ -122,7 +122,7 @@ class Balancer(nn.Module, ABC):
         self._params = ParameterFilter(params)
         self._memory = Memory()
         self._processes = Processes()
-        self._notices = Notices()
+        self.notices = Notices()  # what has been said of this balancer, so that each thing is said once
 
     @property
     def process_group(self) -> ProcessGroup:
@@ -174,7 +174,7 @@ class Balancer(nn.Module, ABC):
                     "needs_gramian = True in its class"
                 ) from error
             raise
-        chosen = weighting(chosen, problem, who, self._notices)
+        chosen = weighting(chosen, problem, who, self.notices)
         factors = self._factors_of(problem)
         return chosen if factors is None else Weighting(chosen.weights * factors.to(chosen.weights.dtype))
 
@@ -247,7 +247,7 @@ class Balancer(nn.Module, ABC):
             where = "level='parameters'" if captures else "it"
             refuse(type(self).__name__, f"{where} uses no features; {cure}", features=features)
         self._check_names(present.names)
-        mention_suspicious(losses, self._notices)
+        mention_suspicious(losses, self.notices)
         return present
 
     def _check_names(self, names: tuple[str, ...]) -> None:
@@ -276,7 +276,7 @@ class Balancer(nn.Module, ABC):
 
     def _mention_left_out(self, route: Capture | Delivery | None) -> None:
         if route is not None and route.left_out is not None:
-            self._notices.say("left out", route.left_out)
+            self.notices.say("left out", route.left_out)
 
     def _balance(
         self,

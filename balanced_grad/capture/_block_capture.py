@@ -56,9 +56,9 @@ class BlockCapture:
         self._params.check(walk, {leaf: reach[leaf] for leaf in met}, unsharded_ids())
         if not met and self._processes.size == 1 and any(p.requires_grad for p in self._parameters):
             raise ValueError(f"none of the losses {list(walk.names)} reaches the block {self._block}")
-        wanted = {node for leaf in met for node in walk.whole.leaves[leaf]}
+        wanted = {node for leaf in met for node in walk.accumulators[leaf]}
         for name, found in zip(walk.names, walk.each, strict=True):
-            refuse_hidden(name, [node for node in found.custom if leads_to(node, wanted)], walk.whole.leaves)
+            refuse_hidden(name, [node for node in found.custom if leads_to(node, wanted)], walk.accumulators)
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The losses of this batch, as means over the processes that have them; after ``run``."""

@@ -71,13 +71,13 @@ class Delivery:
         elif leaves is None:
             backward(losses, weights, scale, None, retain=retain)
         elif leaves:
-            edges = [edge for nodes in self._walk.whole.edges(leaves) for edge in nodes]
+            edges = [edge for nodes in self._walk.edges(leaves) for edge in nodes]
             backward(losses, weights, scale, edges, retain=retain)
 
     def _write(
         self, losses: Sequence[Tensor], weights: Tensor, scale: Tensor, leaves: list[Tensor], retain: bool
     ) -> None:
-        nodes = self._walk.whole.edges(leaves)
+        nodes = self._walk.edges(leaves)
         wanted = [edge for edges in nodes for edge in edges]
         if not wanted:
             return

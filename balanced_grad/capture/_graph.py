@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a walk from one or several losses came by.
+    """What a walk from a loss came by.
 
     Attributes:
         leaves: each leaf with the nodes that accumulate its gradient: those that the graph itself holds, since a leaf
@@ -29,19 +29,6 @@ class Reached:
     nodes: set["Node"] = field(default_factory=set)
     noted: list["Node"] = field(default_factory=list)
     custom: list["Node"] = field(default_factory=list)
-
-    def edges(self, leaves: Iterable[Tensor]) -> list[list[GradientEdge]]:
-        """Where to ask for the gradient of each leaf; its sum, where the leaf was met as several."""
-        return [[GradientEdge(node, 0) for node in self.leaves.get(leaf, ())] for leaf in leaves]
-
-    def update(self, other: "Reached") -> None:
-        """Add what another walk came by."""
-        for leaf, nodes in other.leaves.items():
-            known = self.leaves.setdefault(leaf, [])
-            known += [node for node in nodes if node not in known]
-        self.nodes.update(other.nodes)
-        self.noted.extend(other.noted)
-        self.custom.extend(other.custom)
 
 
 def reached(loss: Tensor, kinds: Collection[type] = (), stop: Collection["Node"] = ()) -> Reached:

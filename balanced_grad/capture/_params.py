@@ -104,8 +104,10 @@ class ParameterFilter:
 
     def left_out(self, reach: Reach, names: Sequence[str]) -> str | None:
         """What to say of trainable parameters that the losses reach and ``params=`` does not name."""
+        if not self.restricts:
+            return None
         out = [leaf for leaf in reach if isinstance(leaf, nn.Parameter) and leaf not in self]
-        if not out or self.sharded:
+        if not out:
             return None
         first = out[0]
         by = ", ".join(repr(names[loss]) for loss in reach[first])

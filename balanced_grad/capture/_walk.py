@@ -1,4 +1,4 @@
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -69,12 +69,17 @@ class Walk:
         return walk
 
     @cached_property
-    def whole(self) -> Reached:
-        """What was met from any of the losses."""
-        out = Reached()
+    def accumulators(self) -> dict[Tensor, list["Node"]]:
+        """Per leaf that any loss reaches, the nodes that accumulate its gradient."""
+        out: dict[Tensor, dict[Node, None]] = {}
         for found in self.each:
-            out.update(found)
-        return out
+            for leaf, nodes in found.leaves.items():
+                out.setdefault(leaf, {}).update(dict.fromkeys(nodes))
+        return {leaf: list(nodes) for leaf, nodes in out.items()}
+
+    def edges(self, leaves: Iterable[Tensor]) -> list[list[GradientEdge]]:
+        """Where to ask for the gradient of each leaf; its sum, where the leaf was met as several."""
+        return [[GradientEdge(node, 0) for node in self.accumulators.get(leaf, ())] for leaf in leaves]
 
     @cached_property
     def reach(self) -> dict[Tensor, list[int]]:
@@ -105,11 +110,11 @@ class Walk:
     def refuse_hidden(self) -> None:
         """Refuse custom Functions that train parameters by themselves."""
         for name, found in zip(self.names, self.each, strict=True):
-            refuse_hidden(name, found.custom, self.whole.leaves)
+            refuse_hidden(name, found.custom, self.accumulators)
 
     def hooked(self, leaf: Tensor) -> bool:
         """Whether the nodes that accumulate this leaf's gradient have hooks, which a captured gradient passes by."""
-        return any(_hooked(node) for node in self.whole.leaves.get(leaf, ()))
+        return any(_hooked(node) for node in self.accumulators.get(leaf, ()))
 
 
 def _sum(grads: Sequence[Tensor | None]) -> Tensor | None:

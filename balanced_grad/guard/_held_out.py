@@ -165,7 +165,7 @@ class HeldOut(Stateful, Wrapper):
         unknown = [name for name in held_out if name not in self._seen.names]
         unmatched = [name for name in sorted(self._seen.names) if name not in held_out]
         if unknown and (unmatched or self._checks > 0):
-            self._notices.say(
+            self.notices.say(
                 ("held out", *unknown),
                 f"the held-out losses {unknown} are ignored, because no training loss has that name; those are "
                 f"{sorted(self._seen.names)}: give both the same names",

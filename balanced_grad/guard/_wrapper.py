@@ -4,7 +4,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Weighting
 
 
@@ -34,13 +33,13 @@ class Wrapper(Balancer):
     processes = _of_inner("processes")
     process_group = _of_inner("process_group")
     factors = _of_inner("factors")
+    notices = _of_inner("notices")
 
     balancer: Balancer
 
     def __init__(self) -> None:
         """A subclass sets ``balancer`` last: from then on, only attributes that it has are its own."""
         nn.Module.__init__(self)  # what a balancer has, this one takes from the one inside
-        self._notices = Notices()
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -141,7 +141,7 @@ class AGM(Stateful, Balancer):
                 + (f"; they are on {found.device} and {full.device}" if found.device != full.device else "")
             )
         if full.requires_grad and not found.requires_grad:
-            self._notices.say(
+            self.notices.say(
                 "muted",
                 f"muted({present}) returned logits without a graph, so AGM's factor does not reach what they are "
                 "computed from; run the muted passes with gradients, without no_grad() or detach()",
@@ -153,7 +153,7 @@ class AGM(Stateful, Balancer):
         scalar: Tensor = super().forward(losses, features)
         if self.last is not None and torch.is_grad_enabled():
             if not self._latest[1]:
-                self._notices.say(
+                self.notices.say(
                     "logits",
                     "AGM has no logits of this step, so it balances nothing: compute the joint loss from "
                     "balancer.logits(full, muted, labels), before every balancer(losses)",
@@ -173,7 +173,7 @@ class AGM(Stateful, Balancer):
         return across_ranks(own, self._processes)
 
     def _score(self, share: Tensor, labels: Tensor) -> Tensor:
-        return scalar(self.loss(share, labels), share, "AGM's loss=", self._notices)
+        return scalar(self.loss(share, labels), share, "AGM's loss=", self.notices)
 
     def _coefficients(self, scores: Tensor) -> Tensor:
         """``(M,)`` factors ``κ``."""

@@ -91,13 +91,13 @@ class Gramian(Balancer):
             self._forget_others(tuple(names[k] for k in taking_part))
         sub = gramian[taking_part][:, taking_part]
         chosen = self.weighting(sub / sub.diagonal().mean() if self.normalize else sub)
-        chosen = vector(chosen, sub.shape[:1], gramian, "the weighting", self._notices)
+        chosen = vector(chosen, sub.shape[:1], gramian, "the weighting", self.notices)
         return weights.index_copy(0, index(tuple(taking_part), weights.device), chosen)
 
     def _forget_others(self, names: tuple[str, ...]) -> None:
         """What was learnt of other losses, by position, must not be taken for that of these."""
         if self._taught and self._taught != names:
-            self._notices.say(
+            self.notices.say(
                 "forgets",
                 f"{type(self.weighting).__name__} keeps its memory by position, so it starts anew whenever other "
                 f"losses take part, as now {list(names)} after {list(self._taught)}; where modalities are missing, "

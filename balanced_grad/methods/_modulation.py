@@ -111,7 +111,7 @@ class Modulation(Stateful, Balancer):
             kind: Kind = self._losses_as if scores is None else "score"
             values = self._default(problem) if scores is None else scores
             row = aligned(names, values, problem.losses, kind)
-            report_nan(row, names, values, type(self).__name__, self._notices)
+            report_nan(row, names, values, type(self).__name__, self.notices)
             if scores is not None:
                 kind, row = self._scores_as, converted(row, "score", self._scores_as)
             delivery = Delivery(Walk.of(given, once=True), None)
@@ -167,7 +167,7 @@ class Modulation(Stateful, Balancer):
 
     def _coefficients(self, scores: Tensor) -> Tensor:
         who = f"{type(self).__name__}.modulate()"
-        coefficients = vector(self.modulate(scores), scores.shape, scores, who, self._notices)
+        coefficients = vector(self.modulate(scores), scores.shape, scores, who, self.notices)
         return torch.where(coefficients.isfinite(), coefficients, 1)
 
     def _hooks(self, coefficients: Tensor) -> list[tuple[Tensor, Hook]]:

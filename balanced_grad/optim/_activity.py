@@ -1,14 +1,7 @@
 from balanced_grad.balancer import Balancer
-from balanced_grad.notices import Notices
 from balanced_grad.records import Step
 
 IDLE_STEPS = 10  # more than steps of others between two of one's own, as in adversarial training
-
-
-def notices_of(balancer: Balancer) -> Notices:
-    """The balancer's own, so that nothing is said twice; new ones for a balancer around another, which has none."""
-    shared = getattr(balancer, "_notices", None)
-    return shared if isinstance(shared, Notices) else Notices()
 
 
 class ActivityWatch:
@@ -23,7 +16,6 @@ class ActivityWatch:
     def __init__(self, balancer: Balancer, cure: str, *, at_once: bool = False) -> None:
         self._balancer = balancer
         self._cure = cure
-        self._notices = notices_of(balancer)
         self._at_once = at_once
         self._seen: Step | None = balancer.last
         self._idle = 0
@@ -35,4 +27,6 @@ class ActivityWatch:
         self._seen = last
         if self._idle >= IDLE_STEPS or (self._at_once and last is None):
             when = f"in {self._idle} steps in a row" if self._idle >= IDLE_STEPS else "although a step has been made"
-            self._notices.say("idle", f"the balancer has not been called {when}, so nothing is balanced: {self._cure}")
+            self._balancer.notices.say(
+                "idle", f"the balancer has not been called {when}, so nothing is balanced: {self._cure}"
+            )

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.optim import _checkpoint
-from balanced_grad.optim._activity import ActivityWatch, notices_of
+from balanced_grad.optim._activity import ActivityWatch
 from balanced_grad.optim._groups import Members, ModalityGroups
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
 from balanced_grad.optim._scaled_update import ScaledUpdate
@@ -103,7 +103,7 @@ class BalancedOptimizer(Optimizer):
             raise TypeError(f"balancer is {_what(balancer)}; give a balancer such as bg.MIMO()")
         self.balancer = balancer
         self.modalities = _groups(modalities, balancer)
-        self._watch = SilenceWatch(self.modalities, notices_of(balancer))
+        self._watch = SilenceWatch(self.modalities, balancer.notices)
         self._activity = ActivityWatch(balancer, _CALL_IT)
         self._check_modalities()
         if accumulate not in get_args(Accumulate):
