@@ -11,7 +11,7 @@ from balanced_grad.attachment._tasks import fitted, task_loss
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.labels import Labels, Task
-from balanced_grad.methods import score
+from balanced_grad.methods import TaskScores, score
 
 
 class Source(Protocol):
@@ -93,14 +93,15 @@ class Attachment(nn.Module):
         out = {} if joint is None else {JOINT: joint}
         return out | {name: task_loss(self.task, *pair) for name, pair in pairs.items() if not pair[1].nothing}
 
-    def scores(self, labels: Tensor) -> dict[str, Tensor | None]:
+    def scores(self, labels: Tensor) -> TaskScores:
         """How well each modality alone predicts the last batch: ``bg.scores``, before or after ``losses``."""
         with torch.no_grad():
             fresh = self._source.logits()
         if not (fresh or self._detached):
             self.logits()  # says what is missing
         logits = fresh or self._detached
-        return {name: score(self.task, *pair) for name, pair in self._fitted(logits, labels).items()}
+        pairs = self._fitted(logits, labels)
+        return TaskScores({name: score(self.task, *pair) for name, pair in pairs.items()}, self.task)
 
     def _fitted(self, logits: dict[str, Tensor], labels: Tensor) -> dict[str, tuple[Tensor, Labels]]:
         if self.muted is None:

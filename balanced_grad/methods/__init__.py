@@ -9,7 +9,21 @@ from balanced_grad.methods._min_norm import MinNorm
 from balanced_grad.methods._mlb import MLB
 from balanced_grad.methods._mmpareto import MMPareto
 from balanced_grad.methods._ogm import OGM
-from balanced_grad.methods._scores import score, scores
+from balanced_grad.methods._scores import TaskScores, score, scores
 from balanced_grad.methods._uniform import Uniform
 
-__all__ = ["AGM", "BOGC", "DGL", "MIMO", "MLB", "OGM", "Gramian", "MMPareto", "MinNorm", "Uniform", "score", "scores"]
+__all__ = [
+    "AGM",
+    "BOGC",
+    "DGL",
+    "MIMO",
+    "MLB",
+    "OGM",
+    "Gramian",
+    "MMPareto",
+    "MinNorm",
+    "TaskScores",
+    "Uniform",
+    "score",
+    "scores",
+]

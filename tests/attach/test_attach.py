@@ -265,6 +265,7 @@ def test_multilabel_and_regression():
         losses = aux.losses(None, labels)
         torch.testing.assert_close(losses["video"], loss(logits["video"], labels.float()))
         assert aux.scores(labels) == bg.scores(logits, labels, task)
+        assert aux.scores(labels).task == bg.scores(logits, labels, task).task == task
 
 
 def test_a_single_target_needs_no_extra_dimension():
