@@ -4,7 +4,7 @@ from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import HeldOut, endless, hold_out
-from balanced_grad.methods import MIMO, Gramian, MinNorm, MMPareto, Uniform
+from balanced_grad.methods import MIMO, Gramian, MinNorm, MMPareto, RowFusion, Uniform
 from balanced_grad.modulation import AGM, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
 from balanced_grad.optim import BalancedOptimizer
@@ -31,6 +31,7 @@ __all__ = [
     "ModalityGroups",
     "Modulation",
     "Problem",
+    "RowFusion",
     "Stateful",
     "Step",
     "Trust",

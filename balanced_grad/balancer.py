@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
 
 Level = Literal["parameters", "features"]
+Need = Literal["nothing", "losses", "scores", "gramian", "rows"]
+
+_CAPTURED = ("gramian", "rows")  # needs that per-loss gradients serve
 
 
 class Balancer(nn.Module, ABC):
@@ -47,9 +50,11 @@ class Balancer(nn.Module, ABC):
     With weights ``w`` chosen by the method, ``backward()`` accumulates ``Σ_k w_k ∂L_k/∂θ`` into ``.grad`` of every
     parameter ``θ`` the losses reach. A subclass implements ``weigh``, a function of tensors that knows no autograd.
 
-    A method that needs losses only builds the scalar directly: one ordinary backward, nothing captured. One
-    that needs a Gramian (``needs_gramian``) runs one backward per loss inside ``backward()``. Its weights do
-    not exist before that, so its scalar has the value of the plain sum of the losses.
+    ``needs`` says what a method looks at. ``"losses"`` (default), or ``"nothing"`` where its weights are fixed: it
+    builds the scalar directly, one ordinary backward, nothing captured. ``"scores"``: see ``Modulation``. With
+    ``"gramian"``, inner products of the per-loss gradients, or ``"rows"``, those gradients themselves (see
+    ``RowFusion``), there is one backward per loss inside ``backward()``. What is decided there does not exist before,
+    so the scalar has the value of the plain sum of the losses.
 
     Once ``torch.distributed`` is initialised, all processes of the default group train one model: they use the same
     weights, chosen from their losses' means and their gradients' means. ``balancer.process_group`` may be set to
@@ -84,9 +89,7 @@ class Balancer(nn.Module, ABC):
             gradient would bypass; inside a model under ``nn.DataParallel``.
     """
 
-    needs_losses: ClassVar[bool] = True  # whether weights depend on them: then processes exchange their means
-    needs_gramian: ClassVar[bool] = False
-    needs_rows: ClassVar[bool] = False  # overrides what backward() does: see BOGC
+    needs: ClassVar[Need] = "losses"
 
     _call: ClassVar[str] = "write balancer(losses)"  # where that is all there is to give
 
@@ -106,11 +109,11 @@ class Balancer(nn.Module, ABC):
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
         if level not in get_args(Level):
             raise ValueError(f"level={level!r}: choose one of {get_args(Level)}")
-        if not (self.needs_gramian or record_gramian):
+        if not (self.needs in _CAPTURED or record_gramian):
             refuse(
                 type(self).__name__,
                 "it takes no per-loss gradients; leave it out, or add record_gramian=True (in a method of your own "
-                "that uses problem.gramian, needs_gramian = True)",
+                "that uses problem.gramian, needs = 'gramian')",
                 level=None if level == "parameters" else level,
                 groups=None if self._partition.single else groups,
                 include_exclusive=include_exclusive,
@@ -124,6 +127,20 @@ class Balancer(nn.Module, ABC):
         self._memory = Memory()
         self._processes = Processes()
         self.notices = Notices()  # what has been said of this balancer, so that each thing is said once
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Reads the spelling of 0.1, ``needs_gramian = True`` and ``needs_losses = False``, as ``needs``."""
+        super().__init_subclass__(**options)
+        if "needs" not in vars(cls):
+            if vars(cls).get("needs_gramian") is True:
+                cls.needs = "gramian"
+            elif vars(cls).get("needs_losses") is False:
+                cls.needs = "nothing"
+
+    @property
+    def needs_gramian(self) -> bool:
+        """Whether ``needs`` is ``"gramian"``."""
+        return self.needs == "gramian"
 
     @property
     def process_group(self) -> ProcessGroup:
@@ -161,7 +178,7 @@ class Balancer(nn.Module, ABC):
 
         Raises:
             TypeError, ValueError: for what is no ``Weighting``, weights of another number, shape or device, a value
-                that is not 0-dimensional, or a look at ``problem.gramian`` without ``needs_gramian = True``.
+                that is not 0-dimensional, or a look at ``problem.gramian`` without ``needs = "gramian"``.
         """
         who = f"{type(self).__name__}.weigh()"
         training = problem.gramian is not None and not torch.is_grad_enabled()  # called by backward(), in a step
@@ -169,10 +186,10 @@ class Balancer(nn.Module, ABC):
             with torch.enable_grad() if training else nullcontext():
                 chosen = self.weigh(problem)
         except (AttributeError, TypeError, ValueError, AssertionError) as error:
-            if problem.gramian is None and not self.needs_gramian and reads_gramian(error.__traceback__):
+            if problem.gramian is None and self.needs != "gramian" and reads_gramian(error.__traceback__):
                 raise TypeError(
                     f"{who} failed and looks at problem.gramian, which is None: a method that needs it says "
-                    "needs_gramian = True in its class"
+                    "needs = 'gramian' in its class (in 0.1: needs_gramian = True)"
                 ) from error
             raise
         chosen = weighting(chosen, problem, who, self.notices)
@@ -188,7 +205,7 @@ class Balancer(nn.Module, ABC):
 
     def accumulate_rows(self, on: bool) -> None:
         """Called by a ``BalancedOptimizer``: balance the gradients of a whole optimizer step together, or not."""
-        if on and (not self.needs_gramian or self.level != "parameters" or self._params.sharded):
+        if on and (self.needs not in _CAPTURED or self.level != "parameters" or self._params.sharded):
             raise ValueError(
                 f"accumulate='rows' keeps the per-loss gradients of whole parameters, and {self!r} takes none; leave "
                 "accumulate out"
@@ -210,8 +227,9 @@ class Balancer(nn.Module, ABC):
             features: with ``level="features"``, name -> encoder output that the losses were computed from.
         """
         learning = torch.is_grad_enabled()
-        captures = self.needs_gramian or self.needs_rows or self.record_gramian
-        exchanges = learning and self._processes.size > 1 and (captures or self.needs_losses)
+        later = self.needs in _CAPTURED  # no weights before backward(): until then, the plain sum
+        captures = later or self.record_gramian
+        exchanges = learning and self._processes.size > 1 and (captures or self.needs != "nothing")
         with self._processes.together() if exchanges else nullcontext():
             given = self._admit(losses, features)
             # These refuse, so before any state moves.
@@ -219,8 +237,7 @@ class Balancer(nn.Module, ABC):
             restricted = self._restricted(given) if learning and balancing is None else None
             self._mention_left_out(balancing.route if balancing else restricted)
         problem = Problem(given.names, given.values())
-        if self.needs_gramian or self.needs_rows:
-            # No weights before backward(): until then the scalar is the plain sum.
+        if later:
             chosen, value = None, problem.losses.sum()
         else:
             problem = Problem(*self._processes.of_all(problem.names, problem.losses)) if exchanges else problem
@@ -243,7 +260,7 @@ class Balancer(nn.Module, ABC):
         present = Losses.check(losses)
         self._params.refresh()
         if self.level != "features":
-            captures = self.needs_gramian or self.record_gramian
+            captures = self.needs == "gramian" or self.record_gramian
             cure = f"write {type(self).__name__}(level='features'), or leave them out" if captures else self._call
             where = "level='parameters'" if captures else "it"
             refuse(type(self).__name__, f"{where} uses no features; {cure}", features=features)
@@ -257,7 +274,7 @@ class Balancer(nn.Module, ABC):
     def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing | None:
         """How this batch's gradients are taken and balanced; None: one backward of the weighted losses."""
         losses.require_graph()
-        if not (self.needs_gramian or self.record_gramian):
+        if not (self.needs == "gramian" or self.record_gramian):
             return None
         capture = self._capture(losses, features)
         return Balancing(capture, partial(self._balance, capture))
@@ -322,14 +339,16 @@ class Balancer(nn.Module, ABC):
             "call the balancer outside of it"
         )
 
-    def extra_repr(self) -> str:
-        """Settings; those of a subclass are its own to add."""
-        return self._base_repr().removeprefix(", ")
+    def settings(self) -> dict[str, object]:
+        """What ``repr`` shows, name -> value: here the common settings that differ from their defaults.
 
-    def _base_repr(self) -> str:
-        """The settings of this class that differ from their defaults, to append to a method's own."""
-        parts = [f"level={self.level!r}"] if self.level != "parameters" else []
-        parts += [] if self._partition.single else [f"groups={self._partition}"]
-        parts += [f"{name}=True" for name in ("include_exclusive", "record_gramian") if getattr(self, name)]
-        parts += [f"params={self._params}"] if self._params.given is not None else []
-        return "".join(f", {part}" for part in parts)
+        A method adds its own: ``return {"temperature": self.temperature} | super().settings()``.
+        """
+        out: dict[str, object] = {} if self.level == "parameters" else {"level": self.level}
+        out |= {} if self._partition.single else {"groups": self._partition}
+        out |= {name: True for name in ("include_exclusive", "record_gramian") if getattr(self, name)}
+        return out if self._params.given is None else out | {"params": self._params}
+
+    def extra_repr(self) -> str:
+        """``settings``, for ``repr``."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())

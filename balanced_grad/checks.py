@@ -12,7 +12,7 @@ from balanced_grad.records import Problem, Weighting
 _CONSTANTS = (
     "that requires a gradient, but weights and coefficients are constants of the step: the parameters it was computed "
     "from get no gradient through it and learn nothing. Return it detached, and train a learnt parameter by a term of "
-    "its own, added to the scalar: see 'Write your own' in the docs"
+    "its own, added to the scalar: see 'Write a method' in the docs"
 )
 
 

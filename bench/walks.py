@@ -3,9 +3,9 @@
     python -m bench.walks            # the table of docs/architecture.md
     python -m bench.walks --show BOGC  # every function at its first visit
 
-A room is a folder of the package, or the module ``balancer``; the small modules beside them, on which every room stands,
-are none. A change of room is counted between the first visits of two functions that follow each other. Two encoders,
-three heads, the third step.
+A room is a folder of the package, or the module ``balancer``; the small modules beside them, on which every room
+stands, are none. A change of room is counted between the first visits of two functions that follow each other. Two
+encoders, three heads, the third step.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from balanced_grad.capture._walk import Walk
 from balanced_grad.capture._window import Window, Written
 from balanced_grad.capture._write import accumulate, scaled
 from balanced_grad.kernels import combine, gramian
+
+Rule = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,15 @@ class ParameterCapture:
                 add_block(total[0], squared_norm(grads), (loss,))
         return total[0] if single else total
 
-    def write(self, weights: Tensor) -> None:
+    def write(self, weights: Tensor, rule: Rule | None = None) -> None:
         """Accumulate the weighted sum of the captured gradients into ``.grad``, and forget them.
 
-        ``weights`` is ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
+        Args:
+            weights: ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
+            rule: from the rows ``(R, D)`` of a problem, and the positions of their losses, to what takes the place of
+                their weighted sum.
         """
-        fused = self._fuse(weights)
+        fused = self._fuse(weights, rule)
         if self._memory.window is not None:
             self._memory.window.write((self._plan, self._rows), fused)
         else:
@@ -184,10 +189,17 @@ class ParameterCapture:
             accumulate(part.parameters, scaled(part.grads, weight.to(part.grads[0].device)))
         self._beside = []
 
-    def _fuse(self, weights: Tensor) -> Written:
+    def _fuse(self, weights: Tensor, rule: Rule | None) -> Written:
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
         out = {rows: rows.output() for rows in self._rows}
         for rows, own in self._runs.items():
+            if rule is not None and rows.group.shared:
+                for run in own:
+                    columns = rows.columns(run.columns)
+                    inside = rows.flat[:, columns]
+                    apart = run.problem is None
+                    out[rows][columns] = _sum(inside, plain, rows) if apart else rule(inside, rows.group.losses)
+                continue
             chosen = [plain if weights.dim() == 1 or run.problem is None else weights[run.problem] for run in own]
             chosen = [select(each, rows.group.losses).to(rows.flat.device) for each in chosen]
             if len(own) > 1:
@@ -209,6 +221,10 @@ def exclusive(loss: int, leaves: Sequence[Tensor], grads: Sequence[Tensor | None
     """Those that there are."""
     there = [(leaf, grad) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
     return [_Exclusive(loss, [leaf for leaf, _ in there], [grad for _, grad in there])] if there else []
+
+
+def _sum(values: Tensor, weights: Tensor, rows: Rows) -> Tensor:
+    return (values * select(weights, rows.group.losses).to(values).unsqueeze(1)).sum(0)
 
 
 def _bounds(own: list[Run]) -> list[int]:

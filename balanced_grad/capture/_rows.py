@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balanced_grad.caching import cached
 from balanced_grad.capture._plan import Group, grad_dtype
 
 _ALIGN = 16  # bytes: where every parameter of a row starts, for vectorised loads
@@ -43,6 +45,13 @@ class Rows:
         """Where each parameter starts in a row, in real numbers, and where the row ends."""
         unit = 2 if self.group.parameters[0].is_complex() else 1
         return [unit * offset for _, _, offset in self._layout] + [self.flat.shape[1]]
+
+    def columns(self, among: slice) -> Tensor:
+        """Which columns of these hold an entry of a parameter, ``(n,)`` int64: made once per layout."""
+        unit = 2 if self.group.parameters[0].is_complex() else 1
+        stretches = ((unit * start, unit * math.prod(shape)) for shape, _, start in self._layout)
+        inside = tuple((start, start + size) for start, size in stretches if among.start <= start < among.stop)
+        return _columns(inside, self.flat.device)
 
     def output(self) -> Tensor:
         """A ``(D,)`` buffer for the combined row, whose views become ``.grad``.
@@ -152,3 +161,8 @@ def _layout(parameters: Sequence[Tensor]) -> tuple[list[tuple[torch.Size, tuple[
         unit = max(1, _ALIGN // dense.itemsize)
         offset += -(-dense.numel() // unit) * unit
     return layout, offset * (2 if parameters[0].is_complex() else 1)
+
+
+@cached(maxsize=256)
+def _columns(stretches: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(start, stop) for start, stop in stretches]).to(device)

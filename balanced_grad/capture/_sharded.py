@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from balanced_grad.capture._losses import JOINT, Losses
-from balanced_grad.capture._parameters import Memory, ParameterCapture, exclusive
+from balanced_grad.capture._parameters import Memory, ParameterCapture, Rule, exclusive
 from balanced_grad.capture._params import ParameterFilter, is_dtensor, unsharded_ids
 from balanced_grad.capture._partition import Partition
 from balanced_grad.capture._plan import Group, Plan
@@ -108,9 +108,9 @@ class ShardedCapture(ParameterCapture):
                 distributed.all_reduce(total, group=mesh.get_group(dimension))
         return total
 
-    def write(self, weights: Tensor) -> None:
-        """Accumulate the weighted sum into the shards of ``.grad``."""
-        for locals_, grads in self._fuse(weights):
+    def write(self, weights: Tensor, rule: Rule | None = None) -> None:
+        """Accumulate the weighted sum into the shards of ``.grad``; a rule sees the part of this process."""
+        for locals_, grads in self._fuse(weights, rule):
             for local, grad in zip(locals_, grads, strict=True):
                 _accumulate(self._whole[local], grad)
         self._write_beside(weights, processes=1)

@@ -1,6 +1,6 @@
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class BOGC(Stateful, Balancer):
         tensor([0.3077, 0.0769])
     """
 
-    needs_rows: ClassVar[bool] = True
+    needs = "rows"
 
     def __init__(
         self,
@@ -166,6 +166,14 @@ class BOGC(Stateful, Balancer):
         if self.block.sites[0].by_index:
             refuse_unknown(names, self.block.sites[0].heads, "head", "heads")
 
+    def accumulate_rows(self, on: bool) -> None:
+        """Called by a ``BalancedOptimizer``: evidence is that of one batch."""
+        if on:
+            raise ValueError(
+                f"accumulate='rows' keeps the per-loss gradients of whole parameters, and {self!r} takes them at its "
+                "block, with the variances of one batch; leave accumulate out"
+            )
+
     def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing:
         losses.require_graph()
         capture = BlockCapture(losses, self.block, self._params, self._processes)
@@ -227,9 +235,9 @@ class BOGC(Stateful, Balancer):
             kept.load(state["sites"][name])
         self._generator, self._saved = None, state["generator"]
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"{self.block}, {self.fusion}, scale_encoders={self.scale_encoders}" + self._base_repr()
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"block": self.block, "fusion": self.fusion, "scale_encoders": self.scale_encoders} | super().settings()
 
 
 def _trust(sites: list[FusedSite], problem: Problem) -> Trust:

@@ -235,10 +235,7 @@ class HeldOut(Stateful, Wrapper):
         self._scales = {}
         self._choose()
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        known = self.transfer
-        return (
-            f"every={self.every}, target={self.target!r}, floor={self.floor}, decay={known.decay}, "
-            f"confidence={known.confidence}, warm_up={known.warm_up}"
-        )
+    def settings(self) -> dict[str, object]:
+        """Its own; those of the balancer inside are shown with it."""
+        mine: dict[str, object] = {"every": self.every, "target": self.target, "floor": self.floor}
+        return mine | {name: getattr(self.transfer, name) for name in ("decay", "confidence", "warm_up")}

@@ -23,9 +23,7 @@ class Wrapper(Balancer):
     ``logits`` of ``AGM`` or ``modalities``; to read and to set.
     """
 
-    needs_losses = _of_inner("needs_losses")
-    needs_gramian = _of_inner("needs_gramian")
-    needs_rows = _of_inner("needs_rows")
+    needs = _of_inner("needs")
     level = _of_inner("level")
     include_exclusive = _of_inner("include_exclusive")
     record_gramian = _of_inner("record_gramian")

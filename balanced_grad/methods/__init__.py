@@ -4,10 +4,11 @@ from balanced_grad.methods._gramian import Gramian
 from balanced_grad.methods._mimo import MIMO
 from balanced_grad.methods._min_norm import MinNorm
 from balanced_grad.methods._mmpareto import MMPareto
+from balanced_grad.methods._row_fusion import RowFusion
 from balanced_grad.methods._uniform import Uniform
 from balanced_grad.moved import moved
 
-__all__ = ["MIMO", "Gramian", "MMPareto", "MinNorm", "Uniform"]
+__all__ = ["MIMO", "Gramian", "MMPareto", "MinNorm", "RowFusion", "Uniform"]
 
 _MODULATION = ("AGM", "DGL", "MLB", "OGM", "TaskScores", "score", "scores")
 __getattr__ = moved(

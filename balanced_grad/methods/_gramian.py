@@ -43,7 +43,7 @@ class Gramian(Balancer):
         True
     """
 
-    needs_gramian = True
+    needs = "gramian"
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Gramian(Balancer):
             self.weighting.reset()  # type: ignore[attr-defined]
         self._taught = names
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        rule = "" if isinstance(self.weighting, torch.nn.Module) else f"{self.weighting!r}, "
-        return f"{rule}normalize={self.normalize}" + self._base_repr()
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        rule = {} if isinstance(self.weighting, torch.nn.Module) else {"weighting": self.weighting}
+        return rule | {"normalize": self.normalize} | super().settings()

@@ -180,12 +180,10 @@ class MIMO(Stateful, Balancer):
         self._steps = state["steps"]
         self._averages = {name: (total, count) for name, (total, count) in state["averages"].items()}
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return (
-            f"penalty={self.penalty}, smoothing={self.smoothing}, ramp_steps={self.ramp_steps}, "
-            f"scale_by_penalty={self.scale_by_penalty}, offsets={self.offsets}, ema={self.ema}" + self._base_repr()
-        )
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        names = ("penalty", "smoothing", "ramp_steps", "scale_by_penalty", "offsets", "ema")
+        return {name: getattr(self, name) for name in names} | super().settings()
 
 
 def _on_host(values: Tensor) -> bool:

@@ -70,7 +70,7 @@ class MinNorm(Balancer):
         (tensor([0.3333, 0.6667], dtype=torch.float64), tensor([0., 1.]))
     """
 
-    needs_gramian = True
+    needs = "gramian"
 
     def __init__(
         self,
@@ -135,10 +135,7 @@ class MinNorm(Balancer):
             return factor / count.clamp_min(1)
         return torch.minimum(factor, count.to(factor)) if self.rescale == "cap" else factor
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        solver = "" if self.solver == "auto" else f", solver={self.solver!r}"
-        return (
-            f"normalize={self.normalize!r}, rescale={self.rescale!r}, "
-            f"joint_floor={self.joint_floor:g}{solver}" + self._base_repr()
-        )
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        mine = {"normalize": self.normalize, "rescale": self.rescale, "joint_floor": self.joint_floor}
+        return mine | ({} if self.solver == "auto" else {"solver": self.solver}) | super().settings()

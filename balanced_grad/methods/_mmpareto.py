@@ -50,7 +50,7 @@ class MMPareto(Balancer):
         tensor([0., 2.])
     """
 
-    needs_gramian = True
+    needs = "gramian"
 
     def __init__(self, gamma: float = 1.5, *, rescale: Unit = "tensor", params: Params | None = None) -> None:
         if rescale not in get_args(Unit):
@@ -81,6 +81,6 @@ class MMPareto(Balancer):
         factor = growth(parts, weights, plain).clamp_min(1)
         return Weighting(self.gamma * factor.unsqueeze(-1) * weights)
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"gamma={self.gamma}, rescale={self.rescale!r}" + self._base_repr()
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"gamma": self.gamma, "rescale": self.rescale} | super().settings()

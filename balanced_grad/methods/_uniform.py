@@ -37,7 +37,7 @@ class Uniform(Balancer):
         tensor([8.])
     """
 
-    needs_losses = False
+    needs = "nothing"
 
     def __init__(
         self,
@@ -68,6 +68,6 @@ class Uniform(Balancer):
         weights = [problem.losses.new_full((), self.fixed.get(name, 1.0)) for name in problem.names]
         return Weighting(torch.stack(weights))
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"weights={self.fixed}{self._base_repr()}"
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"weights": self.fixed} | super().settings()

@@ -203,9 +203,9 @@ class AGM(Stateful, Balancer):
             raise ValueError(f"the state is of an AGM of {names}, this one is of {self.modalities}; name the same ones")
         self.total, self.count = state["total"], state["count"]
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"{self.modalities}, alpha={self.alpha}, limit={self.limit}{self._base_repr()}"
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"modalities": self.modalities, "alpha": self.alpha, "limit": self.limit} | super().settings()
 
 
 def _from_buffers(_: AGM, state_dict: dict[str, Any], prefix: str, *rest: object) -> None:

@@ -49,6 +49,8 @@ class Modulation(Stateful, Balancer):
         RuntimeError: for ``target="update"`` without a ``BalancedOptimizer``.
     """
 
+    needs = "scores"
+
     _call = "write balancer(losses, scores={...})"
     _scores_as: Kind = "score"  # how scores that are given are averaged
     _losses_as: Kind = "loss"  # what the uni-modal losses are, of which scores are made
@@ -197,9 +199,10 @@ class Modulation(Stateful, Balancer):
         """Restore what ``state`` gave."""
         self._steps = state["steps"]
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"{self.modalities}, target={self.target!r}, stop_after={self.stop_after}"
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        mine = {"modalities": self.modalities, "target": self.target, "stop_after": self.stop_after}
+        return mine | super().settings()
 
 
 def _run(delivery: Delivery, weights: Tensor, hooks: list[tuple[Tensor, Hook]], scale: Tensor) -> None:

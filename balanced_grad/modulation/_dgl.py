@@ -104,9 +104,9 @@ class DGL(Balancer):
                 )
         return inputs
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"{self.modalities}, alpha={self.alpha}"
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"modalities": self.modalities, "alpha": self.alpha} | super().settings()
 
 
 def _run(walk: Walk, delivery: Delivery, inputs: list[list[Tensor]], weights: Tensor, scale: Tensor) -> None:

@@ -93,6 +93,6 @@ class MLB(Modulation):
         shift = tanh_of(self.alpha, lag - 1)
         return 1 + torch.where(shift > 0, (self.cap - 1) * shift, shift)
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"alpha={self.alpha}, cap={self.cap}, task={self.task!r}, " + super().extra_repr()
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"alpha": self.alpha, "cap": self.cap, "task": self.task} | super().settings()

@@ -135,6 +135,6 @@ class OGM(Modulation):
         super().load_state(state)
         self._generators, self._saved = {}, dict(state["noise"])
 
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"alpha={self.alpha}, variant={self.variant!r}, noise={self.noise}, " + super().extra_repr()
+    def settings(self) -> dict[str, object]:
+        """Its own, and the common ones."""
+        return {"alpha": self.alpha, "variant": self.variant, "noise": self.noise} | super().settings()

@@ -198,8 +198,7 @@ class BalancedOptimizer(Optimizer):
 
     def _only_reports(self) -> bool:
         """Whether nothing but the report of silent modalities is expected: the balancer's weights are fixed."""
-        chooses = self.balancer.needs_losses or self.balancer.needs_gramian or self.balancer.needs_rows
-        return self.modalities is not None and not chooses
+        return self.modalities is not None and self.balancer.needs == "nothing"
 
     def _check_modalities(self) -> None:
         if self.modalities is None:
