@@ -267,5 +267,5 @@ def test_accumulated_rows_and_loss_scale(x):
 
 def test_torch_shows_which_hook_a_saved_tensor_has(x):
     """Private, and named here: without it every pass computes anew, which is slower and nothing else."""
-    saved = checkpoint(torch.tanh, x.requires_grad_(), use_reentrant=False).grad_fn._raw_saved_result
-    assert saved.unpack_hook.__module__ == "torch.utils.checkpoint"
+    out = checkpoint(torch.tanh, x.requires_grad_(), use_reentrant=False)  # which a saved tensor does not keep alive
+    assert out.grad_fn._raw_saved_result.unpack_hook.__module__ == "torch.utils.checkpoint"
