@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from balanced_grad.capture._batched import batched_gradients
 from balanced_grad.capture._common import average
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import JOINT, Losses
@@ -36,6 +37,7 @@ class Memory:
         self.arena = Arena()
         self.common = Arena()  # of rows that travel in another layout than that of this process
         self.window: Window | None = None
+        self.unbatchable = False  # whether a batched backward has failed
 
 
 class ParameterCapture:
@@ -109,11 +111,15 @@ class ParameterCapture:
         # The joint loss has the largest graph: last, so that it is freed as it is traversed.
         order = sorted(range(len(self._losses.names)), key=lambda i: self._losses.names[i] == JOINT)
         keep = self._walk.needed_later()
+        batched = self._batched(scale)
         for loss in order:
             groups = self._plan.reached_by(loss)
             beside = [leaf for leaf, losses in bystanders.items() if loss in losses]
             wanted = [*(parameter for group in groups for parameter in group.parameters), *beside]
-            found = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
+            if batched is not None:
+                found = iter([batched[loss].get(leaf) for leaf in wanted])
+            else:
+                found = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
             for group in groups:
                 grads = [next(found) for _ in group.parameters]
                 if group in rows_of:
@@ -121,6 +127,17 @@ class ParameterCapture:
                 else:
                     self._exclusive += exclusive(loss, group.parameters, grads)
             self._beside += exclusive(loss, beside, list(found))
+
+    def _batched(self, scale: Tensor) -> list[dict[Tensor, Tensor]] | None:
+        """All losses in one pass, where that pays and works; what cannot be batched is not tried again."""
+        if self._memory.unbatchable:
+            return None
+        leaves = [*(parameter for group in self._plan.groups for parameter in group.parameters), *self._plan.bystanders]
+        try:
+            return batched_gradients(self._walk, leaves, scale)
+        except RuntimeError:  # a hook or an operator that takes no batch; what else is wrong fails again, loss by loss
+            self._memory.unbatchable = True
+            return None
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The losses of this batch, as means over the processes that have them and over the micro-batches so far."""

@@ -1,0 +1,100 @@
+"""Cost of a step of a tiny LLaMA with LoRA adapters, one trunk for all losses, beside torchjd's on the same model.
+
+    python -m bench.trunk                 # the table of docs/performance.md
+    python -m bench.trunk --rounds 30
+
+All variants are timed in one process, interleaved round by round; a number is the median over rounds of the time of
+forward and backward, as a ratio to those of the plain sum within the round. No optimizer step is counted.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
+from torchjd.aggregation import MGDA
+from torchjd.autojac import backward, jac_to_grad
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import balanced_grad as bg
+from bench._markdown import markdown
+
+NAMES = ("joint", "image", "text")
+VOCABULARY, ITEMS, LENGTH = 256, 4, 64
+
+
+def build(checkpointed: bool):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, use_cache=False, **sizes)
+    )
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM"))
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def losses(model, count: int):
+    """Every ``count``-th position is one loss's."""
+    ids = torch.randint(VOCABULARY, (ITEMS, LENGTH), generator=torch.Generator().manual_seed(1))
+    logits = model(input_ids=ids).logits[:, :-1]
+    each = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ITEMS, -1)
+    return {NAMES[i]: each[:, i::count].mean() for i in range(count)}
+
+
+def ways(model):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    balancer = bg.MinNorm()
+
+    def peer(values):
+        backward(list(values.values()), inputs=parameters)
+        jac_to_grad(parameters, MGDA())
+
+    return {
+        "plain sum": lambda values: sum(values.values()).backward(),
+        "MinNorm": lambda values: balancer(values).backward(),
+        "torchjd backward + MGDA": peer,
+    }
+
+
+def measure(checkpointed: bool, count: int, rounds: int) -> dict[str, float]:
+    """Median ratio per variant."""
+    model = build(checkpointed)
+    variants = ways(model)
+    ratios = {name: [] for name in variants}
+    for number in range(rounds + 2):
+        times = {}
+        for name, step in variants.items():
+            model.zero_grad()
+            start = time.perf_counter()
+            step(losses(model, count))
+            times[name] = time.perf_counter() - start
+        if number > 1:
+            for name, taken in times.items():
+                ratios[name].append(taken / times["plain sum"])
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", "There is a performance drop")  # the peer's batched attention on a CPU
+    torch.set_num_threads(1)
+    rows = {}
+    for checkpointed in (False, True):
+        for count in (2, 3):
+            ratios = measure(checkpointed, count, options.rounds)
+            kept = "computed anew" if checkpointed else "kept"
+            rows[f"{kept}, {count} losses"] = [f"{ratio:.2f}" for ratio in ratios.values()]
+    print(markdown("activations", ratios, rows))
+
+
+if __name__ == "__main__":
+    main()
