@@ -2,10 +2,12 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.evidence import BOGC
 from balanced_grad.guard import HeldOut, endless, hold_out
-from balanced_grad.methods import AGM, BOGC, DGL, MIMO, MLB, OGM, Gramian, MinNorm, MMPareto, Uniform, scores
+from balanced_grad.methods import MIMO, Gramian, MinNorm, MMPareto, Uniform
+from balanced_grad.modulation import AGM, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
-from balanced_grad.optim import BalancedOptimizer, ModalityGroups
+from balanced_grad.optim import BalancedOptimizer
 from balanced_grad.records import Problem, Step, Trust, Weighting
 from balanced_grad.state import Stateful
 
@@ -27,6 +29,7 @@ __all__ = [
     "MMPareto",
     "MinNorm",
     "ModalityGroups",
+    "Modulation",
     "Problem",
     "Stateful",
     "Step",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import (
-    BlockCapture,
+    Balancing,
     Capture,
     Delivery,
     FeatureCapture,
@@ -24,6 +24,7 @@ from balanced_grad.capture import (
     Partition,
     Processes,
     ProcessGroup,
+    Route,
     ShardedCapture,
     Walk,
     Window,
@@ -214,9 +215,9 @@ class Balancer(nn.Module, ABC):
         with self._processes.together() if exchanges else nullcontext():
             given = self._admit(losses, features)
             # These refuse, so before any state moves.
-            capture = self._capture(given, features) if learning else None
-            restricted = self._restricted(given) if learning and capture is None else None
-            self._mention_left_out(capture or restricted)
+            balancing = self._balancing(given, features) if learning else None
+            restricted = self._restricted(given) if learning and balancing is None else None
+            self._mention_left_out(balancing.route if balancing else restricted)
         problem = Problem(given.names, given.values())
         if self.needs_gramian or self.needs_rows:
             # No weights before backward(): until then the scalar is the plain sum.
@@ -229,8 +230,8 @@ class Balancer(nn.Module, ABC):
             return value
         weights = None if chosen is None else chosen.weights
         self.last = Step(problem.names, problem.losses, weights, factors=self.factors)
-        if capture is not None:
-            return on_backward(value, partial(self._balance, capture, problem, weights), capture.through)
+        if balancing is not None:
+            return on_backward(value, partial(balancing.backward, problem, weights), balancing.route.through)
         assert weights is not None
         weights = select(weights, tuple(map(problem.names.index, given.names)))
         if restricted is not None:
@@ -253,10 +254,15 @@ class Balancer(nn.Module, ABC):
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuse losses that a method could not place: none, where the graph tells what belongs to what."""
 
-    def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture | None:
+    def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing | None:
+        """How this batch's gradients are taken and balanced; None: one backward of the weighted losses."""
         losses.require_graph()
         if not (self.needs_gramian or self.record_gramian):
             return None
+        capture = self._capture(losses, features)
+        return Balancing(capture, partial(self._balance, capture))
+
+    def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture:
         if self.level == "parameters":
             kind = ShardedCapture if self._params.sharded else ParameterCapture
             return kind(losses, self._params, self._partition, self._memory, self._processes)
@@ -274,7 +280,7 @@ class Balancer(nn.Module, ABC):
         leaves = self._params.restrict(walk.names, walk.reach)
         return Delivery(walk, leaves, left_out=self._params.left_out(walk.reach, walk.names))
 
-    def _mention_left_out(self, route: Capture | Delivery | None) -> None:
+    def _mention_left_out(self, route: Route | None) -> None:
         if route is not None and route.left_out is not None:
             self.notices.say("left out", route.left_out)
 
@@ -286,7 +292,6 @@ class Balancer(nn.Module, ABC):
         scale: Tensor,
     ) -> Sequence[Tensor] | None:
         """What ``backward()`` does: per-loss gradients, Gramian, weights, ``.grad``; or what it goes on with."""
-        assert not isinstance(capture, BlockCapture)
         with torch.autocast(scale.device.type, enabled=False):  # on the CPU, backward runs in the caller's thread
             capture.run(scale)
             if weights is None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._cache import cached
+from balanced_grad.caching import cached
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import balanced_grad as bg
+from balanced_grad.caching import cached
 from balanced_grad.capture import _inner
 from balanced_grad.kernels import _dispatch, _segments
-from balanced_grad.kernels._cache import cached
-from balanced_grad.methods import _shapley
+from balanced_grad.modulation import _shapley
 from balanced_grad.solvers import min_norm
 from tests.conftest import LateFusion, make_batch
 from tests.state_cases import METHODS, WITHOUT, Balanced, train

@@ -11,7 +11,7 @@ from balanced_grad.attachment._tasks import fitted, task_loss
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.labels import Labels, Task
-from balanced_grad.methods import TaskScores, score
+from balanced_grad.modulation import TaskScores, score
 
 
 class Source(Protocol):

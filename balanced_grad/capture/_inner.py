@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from balanced_grad.caching import cached
 from balanced_grad.kernels import gramian
-from balanced_grad.kernels._cache import cached
 
 
 @cached(maxsize=1024)

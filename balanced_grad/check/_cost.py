@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balanced_grad.capture import Losses, Plan
-from balanced_grad.capture._gradients import gradients
+from balanced_grad.capture import Losses, Plan, gradients
 
 _REPEATS = 3
 _FORWARD = 0.5  # of a backward: a forward pass computes one product where a backward computes two

@@ -3,8 +3,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from balanced_grad.capture import JOINT, Losses
-from balanced_grad.capture._rows import Rows
+from balanced_grad.capture import JOINT, Losses, Rows
 from balanced_grad.check import _advice
 from balanced_grad.check._cost import measure
 from balanced_grad.check._model import not_trained, without_a_loss

@@ -1,4 +1,4 @@
-"""Gradient uncertainty to evidence to opinions to one fused gradient: pure functions of tensors.
+"""Gradient uncertainty to evidence to opinions to one fused gradient: the method BOGC, and the pure functions it is made of.
 
 After "Rethinking Multi-Modal Learning from Gradient Uncertainty" (BOGC-MML, Guo et al., 2025), of which only the
 abstract, the opening and digests could be read. Theirs, as far as these tell: gradients of the last layer as random
@@ -6,6 +6,7 @@ variables under a Laplace posterior, moment matched to a Gaussian; precision as 
 subjective-logic opinions and a reduced Dempster rule; an uncertainty-weighted sum. Every formula here is our reading.
 """
 
+from balanced_grad.evidence._bogc import BOGC
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
 from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, SampleVariance, StepVariance, Variance
 from balanced_grad.evidence._fuse import Frame, Reduction, fuse_gradients
@@ -15,6 +16,7 @@ from balanced_grad.evidence._opinions import Opinion, modality_opinion, reduced_
 from balanced_grad.evidence._precision import precision_evidence
 
 __all__ = [
+    "BOGC",
     "Frame",
     "Laplace",
     "MicroBatchVariance",

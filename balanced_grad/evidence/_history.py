@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._cache import cached
+from balanced_grad.caching import cached
 
 _REPORTED, _SAMPLE = 1 << 12, 1 << 15  # columns of which a report is made, and a typical variance taken
 _PLAIN = 60  # binary exponents of variances that are kept as they are

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from balanced_grad.kernels._compiled import compiled
-from balanced_grad.kernels._dispatch import Implementation, blocks, check_rows, choose, plain, wide
+from balanced_grad.kernels._dispatch import Implementation, choose, plain
+from balanced_grad.kernels._layout import blocks, check_rows, wide
 from balanced_grad.kernels._segments import Bounds, check_bounds, owners, runs
 
 _BLOCK = 1 << 18  # columns: of one stream beside the rows, so twice what other passes take

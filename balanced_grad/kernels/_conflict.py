@@ -4,8 +4,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._dispatch import Implementation, check_rows
+from balanced_grad.kernels._dispatch import Implementation
 from balanced_grad.kernels._gramian import products
+from balanced_grad.kernels._layout import check_rows
 from balanced_grad.kernels._segments import check_bounds
 
 

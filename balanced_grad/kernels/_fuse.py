@@ -4,7 +4,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._dispatch import Implementation, check_rows
+from balanced_grad.kernels._dispatch import Implementation
+from balanced_grad.kernels._layout import check_rows
 from balanced_grad.kernels._moments import rates
 from balanced_grad.kernels._operators import fuse, fuse_operator, step, step_operator
 

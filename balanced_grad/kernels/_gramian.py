@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from balanced_grad.kernels._compiled import compiled
-from balanced_grad.kernels._dispatch import Implementation, check_rows, choose, plain, wide
-from balanced_grad.kernels._segments import Bounds, check_bounds, segment_plan
+from balanced_grad.kernels._dispatch import Implementation, choose, plain
+from balanced_grad.kernels._layout import check_rows, wide
+from balanced_grad.kernels._segments import Bounds, add_up, check_bounds, segment_plan
 from balanced_grad.kernels._sharded import is_sharded, sum_over_shards
 
 CHUNK = 1024  # columns per fp32 partial product: small enough to stay exact, large enough for one batched call
@@ -111,13 +112,6 @@ def _by_segment(rows: Tensor, bounds: Bounds, signs: bool) -> Tensor:
         return torch.zeros(1 + signs, len(bounds) - 1, count, count, dtype=torch.float64, device=rows.device)
     each = torch.cat(parts)[plan.order].double()
     return add_up(each, plan.lengths)
-
-
-def add_up(parts: Tensor, lengths: Tensor) -> Tensor:
-    """``(P, V, M, M)`` partial products to ``(V, S, M, M)``; unlike ``index_add_`` in the same order every time."""
-    flat = parts.flatten(1)
-    sums: Tensor = torch.segment_reduce(flat, "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
-    return sums.reshape(len(lengths), *parts.shape[1:]).transpose(0, 1).contiguous()
 
 
 def _chunks(rows: Tensor, signs: bool) -> Iterator[Tensor]:

@@ -1,7 +1,8 @@
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._dispatch import Implementation, check_rows
+from balanced_grad.kernels._dispatch import Implementation
+from balanced_grad.kernels._layout import check_rows
 from balanced_grad.kernels._operators import moments, moments_operator
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from balanced_grad.kernels._compiled import compiled
-from balanced_grad.kernels._dispatch import blocks, choose, plain, wide
+from balanced_grad.kernels._dispatch import choose, plain
+from balanced_grad.kernels._layout import blocks, wide
 
 Rows = list[Tensor]
 MOST = 1e30  # evidence: sums and products of it stay in float32's range

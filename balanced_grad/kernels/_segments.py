@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._cache import cached
+from balanced_grad.caching import cached
 
 Bounds = tuple[int, ...]
 
@@ -115,3 +115,10 @@ def owners(bounds: Bounds, first: int, last: int, device: torch.device) -> Tenso
     """The segment of each column of the segments ``[first, last)``, ``(n,)`` int64."""
     lengths = np.diff(np.array(bounds[first : last + 1]))
     return torch.from_numpy(np.repeat(np.arange(first, last), lengths)).to(device)
+
+
+def add_up(parts: Tensor, lengths: Tensor) -> Tensor:
+    """``(P, V, M, M)`` partial products to ``(V, S, M, M)``; unlike ``index_add_`` in the same order every time."""
+    flat = parts.flatten(1)
+    sums: Tensor = torch.segment_reduce(flat, "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
+    return sums.reshape(len(lengths), *parts.shape[1:]).transpose(0, 1).contiguous()

@@ -1,29 +1,15 @@
-"""Published methods, one file each: from losses or a Gramian to weights."""
+"""Methods that implement ``weigh``, one file each: from losses or a Gramian to weights."""
 
-from balanced_grad.methods._agm import AGM
-from balanced_grad.methods._bogc import BOGC
-from balanced_grad.methods._dgl import DGL
 from balanced_grad.methods._gramian import Gramian
 from balanced_grad.methods._mimo import MIMO
 from balanced_grad.methods._min_norm import MinNorm
-from balanced_grad.methods._mlb import MLB
 from balanced_grad.methods._mmpareto import MMPareto
-from balanced_grad.methods._ogm import OGM
-from balanced_grad.methods._scores import TaskScores, score, scores
 from balanced_grad.methods._uniform import Uniform
+from balanced_grad.moved import moved
 
-__all__ = [
-    "AGM",
-    "BOGC",
-    "DGL",
-    "MIMO",
-    "MLB",
-    "OGM",
-    "Gramian",
-    "MMPareto",
-    "MinNorm",
-    "TaskScores",
-    "Uniform",
-    "score",
-    "scores",
-]
+__all__ = ["MIMO", "Gramian", "MMPareto", "MinNorm", "Uniform"]
+
+_MODULATION = ("AGM", "DGL", "MLB", "OGM", "TaskScores", "score", "scores")
+__getattr__ = moved(
+    __name__, {"BOGC": "balanced_grad.evidence"} | dict.fromkeys(_MODULATION, "balanced_grad.modulation")
+)

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.checks import described
-from balanced_grad.optim._groups import ModalityGroups
+from balanced_grad.modulation import ModalityGroups
 from balanced_grad.optim._scale_invariance import averaging
 
 

@@ -1,5 +1,5 @@
+from balanced_grad.modulation import ModalityGroups
 from balanced_grad.notices import Notices
-from balanced_grad.optim._groups import ModalityGroups
 
 SILENT_STEPS = 100
 

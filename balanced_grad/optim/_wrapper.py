@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
+from balanced_grad.modulation import Members, ModalityGroups
 from balanced_grad.optim import _checkpoint
 from balanced_grad.optim._activity import ActivityWatch
-from balanced_grad.optim._groups import Members, ModalityGroups
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
 from balanced_grad.optim._scaled_update import ScaledUpdate
 from balanced_grad.optim._silence import SilenceWatch

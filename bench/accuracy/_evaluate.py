@@ -164,7 +164,7 @@ def shapley_loss(model: LateFusion, method: Method, split: Split) -> Mapping[str
 
     The items of a modality that is out are permuted, so that its inputs stay what the model knows.
     """
-    from balanced_grad.methods._shapley import shapley
+    from balanced_grad.modulation._shapley import shapley
 
     count = len(model.names)
     features = model.features(split.inputs)

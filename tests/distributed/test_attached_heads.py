@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from balanced_grad.attachment import attach
-from balanced_grad.methods import MLB
+from balanced_grad.modulation import MLB
 
 
 class WithHeads(nn.Module):

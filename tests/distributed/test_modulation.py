@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from balanced_grad.methods import DGL, MLB, OGM
+from balanced_grad.modulation import DGL, MLB, OGM
 from tests.conftest import LateFusion, make_batch
 
 METHODS = {

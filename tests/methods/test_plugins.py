@@ -6,7 +6,7 @@ from torch import nn
 
 import balanced_grad as bg
 from balanced_grad.evidence import Moments, Variance
-from balanced_grad.methods._modulation import Modulation
+from balanced_grad.modulation._base import Modulation
 from tests.conftest import LateFusion, make_batch
 
 NAMES = ["joint", "audio", "video"]

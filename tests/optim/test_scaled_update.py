@@ -8,7 +8,8 @@ from torch import nn, optim
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 import balanced_grad as bg
-from balanced_grad.optim import BalancedOptimizer, ModalityGroups, is_scale_invariant
+from balanced_grad import BalancedOptimizer, ModalityGroups
+from balanced_grad.optim import is_scale_invariant
 from tests.conftest import NoHostReads
 from tests.optim.conftest import CASES, Paced, Run, SignSGDMomentum
 

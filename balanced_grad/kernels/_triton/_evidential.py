@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from balanced_grad.kernels._dispatch import wide
+from balanced_grad.kernels._layout import wide
 from balanced_grad.kernels._pass import LEAST, MOST
 from balanced_grad.kernels._triton._launch import Config, dense, element, tuned, vector
 

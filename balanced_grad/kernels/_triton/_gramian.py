@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from balanced_grad.kernels._dispatch import wide
-from balanced_grad.kernels._segments import Bounds, piece_table
+from balanced_grad.kernels._layout import wide
+from balanced_grad.kernels._segments import Bounds, add_up, piece_table
 from balanced_grad.kernels._triton._launch import Config, dense, element, tuned, vector
 
 
@@ -78,8 +78,6 @@ def _sign(x):
 
 def gramian(rows: Tensor, bounds: Bounds, signs: bool) -> Tensor:
     """``(1 or 2, S, M, M)`` float64."""
-    from balanced_grad.kernels._gramian import add_up
-
     rows = dense(rows)
     count, size = rows.shape
     table, lengths = piece_table(bounds, 16384 if size >= 1 << 24 else 2048, rows.device)

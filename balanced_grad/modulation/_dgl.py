@@ -7,7 +7,7 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Delivery, Walk, eager, on_backward
-from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.modulation._modalities import Modalities, grouped, trainable
 from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
 

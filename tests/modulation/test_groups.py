@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import balanced_grad as bg
-from balanced_grad.optim import BalancedOptimizer, ModalityGroups
+from balanced_grad import BalancedOptimizer, ModalityGroups
 from balanced_grad.optim._silence import SILENT_STEPS
 
 

@@ -3,9 +3,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from balanced_grad.methods._comparison import relative_to_others, tanh_of
-from balanced_grad.methods._encoders import Modalities
-from balanced_grad.methods._modulation import Modulation, Target
+from balanced_grad.modulation._base import Modulation, Target
+from balanced_grad.modulation._comparison import relative_to_others, tanh_of
+from balanced_grad.modulation._modalities import Modalities
 
 Task = Literal["classification", "regression"]
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import balanced_grad as bg
-from balanced_grad.methods._shapley import shapley
+from balanced_grad.modulation._shapley import shapley
 from tests.conftest import MODALITIES, NoHostReads
 
 

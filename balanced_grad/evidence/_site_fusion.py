@@ -5,22 +5,15 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from balanced_grad.capture import JOINT, SiteRows
+from balanced_grad.capture import JOINT
 from balanced_grad.checks import described, vector
-from balanced_grad.evidence import (
-    Frame,
-    MicroBatchVariance,
-    Moments,
-    Opinion,
-    Reduction,
-    StepVariance,
-    Variance,
-    fuse_gradients,
-    modality_opinion,
-    precision_evidence,
-)
+from balanced_grad.evidence._block_exchange import SiteRows
+from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, StepVariance, Variance
+from balanced_grad.evidence._fuse import Frame, Reduction, fuse_gradients
 from balanced_grad.evidence._history import History, in_units, keep_in_units, sample, typical_variance
 from balanced_grad.evidence._linear import wide
+from balanced_grad.evidence._opinions import Opinion, modality_opinion
+from balanced_grad.evidence._precision import precision_evidence
 from balanced_grad.kernels import evidential_fuse, moments_update
 from balanced_grad.records import LinearCall
 

@@ -1,14 +1,19 @@
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import Block, BlockCapture, Capture, Layers, Losses, Modules, Params
-from balanced_grad.evidence import Frame, Laplace, Reduction, SampleVariance, Variance
+from balanced_grad.capture import Balancing, Losses, Params
+from balanced_grad.evidence._block import Block, Layers, Modules
+from balanced_grad.evidence._block_capture import BlockCapture
+from balanced_grad.evidence._estimators import SampleVariance, Variance
+from balanced_grad.evidence._fuse import Frame, Reduction
 from balanced_grad.evidence._history import History
-from balanced_grad.methods._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
+from balanced_grad.evidence._laplace import Laplace
+from balanced_grad.evidence._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
 from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Trust, Weighting
 from balanced_grad.state import Stateful
@@ -161,13 +166,13 @@ class BOGC(Stateful, Balancer):
         if self.block.sites[0].by_index:
             refuse_unknown(names, self.block.sites[0].heads, "head", "heads")
 
-    def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> BlockCapture:
+    def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing:
         losses.require_graph()
-        return BlockCapture(losses, self.block, self._params, self._processes)
+        capture = BlockCapture(losses, self.block, self._params, self._processes)
+        return Balancing(capture, partial(self._fuse, capture))
 
-    def _balance(self, capture: Capture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:
+    def _fuse(self, capture: BlockCapture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:
         """What ``backward()`` does: gradients and variances at the block, evidence, ``.grad``."""
-        assert isinstance(capture, BlockCapture)
         with torch.autocast(scale.device.type, enabled=False):
             unscale = torch.where(scale == 0, torch.ones_like(scale), scale).float()
             generator = self._own_generator(scale.device)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import balanced_grad as bg
-from balanced_grad.methods import _comparison
+from balanced_grad.modulation import _comparison
 from tests.conftest import MODALITIES, LateFusion, NoHostReads, make_batch
 
 SCORES = {"audio": 0.8, "video": 0.4}

@@ -3,18 +3,22 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._block import Block, Site
-from balanced_grad.capture._block_exchange import SiteRows, of_all
-from balanced_grad.capture._delivery import Delivery
-from balanced_grad.capture._graph import leads_to, looked_through
-from balanced_grad.capture._hidden import refuse_hidden
-from balanced_grad.capture._inner import select
-from balanced_grad.capture._losses import Losses
-from balanced_grad.capture._params import ParameterFilter, unsharded_ids
-from balanced_grad.capture._processes import Processes
-from balanced_grad.capture._taps import KINDS, Tap, taps
-from balanced_grad.capture._walk import Walk
-from balanced_grad.capture._write import accumulate
+from balanced_grad.capture import (
+    Delivery,
+    Losses,
+    ParameterFilter,
+    Processes,
+    Walk,
+    accumulate,
+    leads_to,
+    looked_through,
+    refuse_hidden,
+    select,
+    unsharded_ids,
+)
+from balanced_grad.evidence._block import Block, Site
+from balanced_grad.evidence._block_exchange import SiteRows, of_all
+from balanced_grad.evidence._taps import KINDS, Tap, taps
 from balanced_grad.records import LinearCall
 
 

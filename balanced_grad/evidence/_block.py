@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from balanced_grad.capture._taps import watch
+from balanced_grad.evidence._taps import watch
 
 Layers = Literal["last", "all"]
 Modules = nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module]

@@ -10,7 +10,7 @@ from torch import Tensor
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Delivery, Walk, eager, on_backward
 from balanced_grad.checks import described, vector
-from balanced_grad.methods._comparison import (
+from balanced_grad.modulation._comparison import (
     Kind,
     Scores,
     Window,
@@ -20,7 +20,7 @@ from balanced_grad.methods._comparison import (
     converted,
     report_nan,
 )
-from balanced_grad.methods._encoders import Modalities, grouped, trainable
+from balanced_grad.modulation._modalities import Modalities, grouped, trainable
 from balanced_grad.names import refuse_unknown
 from balanced_grad.records import Problem, Step, Weighting
 from balanced_grad.state import Stateful

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._cache import cached
+from balanced_grad.caching import cached
 
 
 @cached(maxsize=64)

@@ -9,8 +9,8 @@ from balanced_grad.balancer import Balancer
 from balanced_grad.capture import eager
 from balanced_grad.checks import described, scalar
 from balanced_grad.labels import class_loss
-from balanced_grad.methods._comparison import across_ranks
-from balanced_grad.methods._shapley import combined, shapley
+from balanced_grad.modulation._comparison import across_ranks
+from balanced_grad.modulation._shapley import combined, shapley
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.state import Stateful
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import balanced_grad as bg
 from balanced_grad.evidence import Laplace, MicroBatchVariance, StepVariance
 from tests.conftest import LateFusion, make_batch
-from tests.methods.test_bogc import SharedHead
+from tests.evidence.test_bogc import SharedHead
 
 
 class TestRefusals:

@@ -4,9 +4,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from balanced_grad.methods._comparison import relative_to_others, tanh_of
-from balanced_grad.methods._encoders import Modalities
-from balanced_grad.methods._modulation import Hook, Modulation, Target
+from balanced_grad.modulation._base import Hook, Modulation, Target
+from balanced_grad.modulation._comparison import relative_to_others, tanh_of
+from balanced_grad.modulation._modalities import Modalities
 
 Variant = Literal["continuous", "original"]
 

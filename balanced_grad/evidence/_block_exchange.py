@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from balanced_grad.capture._block import Block, Site
-from balanced_grad.capture._processes import Processes
+from balanced_grad.capture import Processes
+from balanced_grad.evidence._block import Block, Site
 from balanced_grad.records import LinearCall
 
 _PARTS = ("gradients", "inputs", "outputs")
