@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,8 @@ def test_attributes_of_modules_and_optimizers():
     for kind in ("step", "state_dict", "load_state_dict"):
         for when in ("pre", "post"):
             assert getattr(optimizer, f"_optimizer_{kind}_{when}_hooks") == {}
-    assert type(optimizer).step.hooked
+    step: Any = type(optimizer).step
+    assert step.hooked
 
 
 def test_a_flat_parameter_says_so():
