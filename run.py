@@ -4,6 +4,7 @@ python3 run.py demo    train on embedded real data, print the table, write the p
 python3 run.py test    lint, types, tests (doctests and the examples of README and docs too), strict docs build
 python3 run.py docs    build the documentation into site/
 python3 run.py bench   subroutine-time benchmarks
+python3 run.py coverage  lines and branches that the tests reach, in one process
 
 Further arguments go to the task: ``python3 run.py demo --seeds 5``, ``python3 run.py test tests/test_balancer.py``.
 """
@@ -71,9 +72,14 @@ def bench(*extra: str) -> None:
     call("pytest", "bench", "--benchmark-only", *extra)
 
 
+def coverage(*extra: str) -> None:
+    """Tests again, with the lines and branches they reach: apart from ``test``, which it would slow down by a third."""
+    call("pytest", "--cov", *extra)
+
+
 def main() -> None:
     """Choose the task."""
-    tasks = {"demo": demo, "test": test, "docs": docs, "bench": bench}
+    tasks = {"demo": demo, "test": test, "docs": docs, "bench": bench, "coverage": coverage}
     if len(sys.argv) < 2 or sys.argv[1] not in tasks:
         sys.exit(f"{__doc__}\nunknown task {sys.argv[1:2]}: choose one of {', '.join(tasks)}")
     if sys.version_info < (3, 11):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 Task = Literal["classification", "multilabel", "regression"]
+"""What labels are: a class per item, a yes or no per class, numbers."""
 IGNORED = -100  # the label that torch's cross-entropy leaves out by default
 _ROUNDING = 1e-2  # of shares of classes that sum to one, in half precision
 

@@ -105,10 +105,12 @@ def run(data, method, seed, steps):
             weights.append(dict(zip(last.names, mean[0].tolist(), strict=True)))
             losses.append(dict(zip(last.names, mean[1].tolist(), strict=True)))
     model = trainer.model
-    probes = probe(model, data)
-    fused = [accuracies(model, method, split)[JOINT] for split in (data.val, data.test)]
-    without = [missing(model, method, data.train, split) for split in (data.val, data.test)]
-    return Result(data.name, method.name, seed, *fused, *probes, *without, weights, losses)
+    probe_val, probe_test = probe(model, data)
+    val, test = (accuracies(model, method, split)[JOINT] for split in (data.val, data.test))
+    missing_val, missing_test = (missing(model, method, data.train, split) for split in (data.val, data.test))
+    return Result(
+        data.name, method.name, seed, val, test, probe_val, probe_test, missing_val, missing_test, weights, losses
+    )
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class Task:
 
     def train(self, experts, seed, **options):
         product = ProductOfExperts(experts)
-        batches = Shuffled(*self.splits["train"], self.batch, seed)
+        batches = Shuffled(*self.splits["train"], batch=self.batch, seed=seed)
         train_experts(product, batches, [self.splits["val"]], **{**self.recipe, **options})
         return product
 

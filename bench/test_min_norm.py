@@ -8,9 +8,10 @@ of the returned vector's length over the shortest one. Nothing is asserted on ti
 """
 
 import warnings
+from typing import Any
 
 import clarabel
-import cvxpy as cp
+import cvxpy
 import numpy as np
 import pytest
 import qpsolvers
@@ -22,6 +23,7 @@ from torchjd.aggregation import MGDAWeighting, UPGradWeighting
 from balanced_grad.solvers import min_norm
 
 torch.set_num_threads(1)
+cp: Any = cvxpy  # its types do not declare the atoms
 SIZES = (2, 3, 4, 8, 16, 64)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,8 @@ def test_attributes_of_modules_and_optimizers():
     for kind in ("step", "state_dict", "load_state_dict"):
         for when in ("pre", "post"):
             assert getattr(optimizer, f"_optimizer_{kind}_{when}_hooks") == {}
-    assert type(optimizer).step.hooked
+    step: Any = type(optimizer).step
+    assert step.hooked
 
 
 def test_a_flat_parameter_says_so():
@@ -98,7 +100,7 @@ def test_a_layer_over_time_before_an_activation_in_place(bias, variance):
     torch.testing.assert_close(gradient(inplace=True), gradient(inplace=False))
 
 
-def test_a_compiled_model_that_donated_its_buffers(monkeypatch):
+def test_a_compiled_model_that_donated_its_buffers():
     """The text "donated": what torch says when such a graph is walked twice."""
     aot = importlib.import_module("torch._dynamo.backends.common").aot_autograd
     boxed = importlib.import_module("functorch.compile").make_boxed_func
@@ -106,10 +108,9 @@ def test_a_compiled_model_that_donated_its_buffers(monkeypatch):
     def as_it_is(graph, _):
         return boxed(graph.forward)
 
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
     encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
     heads = nn.ModuleDict({m: nn.Linear(6, 3) for m in ("joint", "audio")})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=True):
         warnings.simplefilter("ignore")  # what the compiler says of itself
         compiled = torch.compile(encoder, backend=aot(fw_compiler=as_it_is, bw_compiler=as_it_is))
         inputs, labels = make_batch()

@@ -8,6 +8,7 @@ import numpy as np
 from balanced_grad.diagnostics._items import Array
 
 Verdict = Literal["helps", "hurts", "inconclusive"]
+"""What the interval of a gap says: see `Gap.verdict`."""
 BATCH = 4_000_000  # resampled losses in memory at a time
 
 

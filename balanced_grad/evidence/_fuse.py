@@ -7,7 +7,9 @@ from balanced_grad.evidence._opinions import Opinion, modality_opinion
 from balanced_grad.evidence._precision import precision_evidence
 
 Frame = Literal["modality", "dimension", "single"]
+"""What opinions are about: which source to follow, which of its dimensions count, whether to trust one entry."""
 Reduction = Literal["sum", "mean"]
+"""Of what the fused gradient has the size: of the sources' sum, or of their mean."""
 
 
 def fuse_gradients(

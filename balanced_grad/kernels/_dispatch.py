@@ -12,6 +12,7 @@ from torch import Tensor
 from balanced_grad.caching import cached
 
 Implementation = Literal["auto", "reference", "compiled", "triton"]
+"""What runs behind the name of a pass: see [Kernels](kernels.md#choosing-an-implementation)."""
 
 
 def choose(implementation: str, rows: Tensor) -> str:

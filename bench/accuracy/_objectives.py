@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,13 @@ class Forward:
         return {name: cross_entropy(x, self.batch.labels) for name, x in self.logits.items()}
 
 
-Objective = Callable[[Any, Forward], Tensor]
+class Scalar(Protocol):
+    """What is trained on: a loss, or a loop of its own that takes the place of one."""
+
+    def backward(self) -> Any: ...
+
+
+Objective = Callable[[Any, Forward], Scalar]
 
 
 def of_losses(balancer: bg.Balancer | None, forward: Forward) -> Tensor:

@@ -70,7 +70,7 @@ def training(curve: Curve, check: int, repetitions: int, rng: np.random.Generato
     return curve.train(check) * (1 + spread(check) * noise)
 
 
-def batch(items: Array, rng: np.random.Generator) -> Array:
+def batch(items: Array, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Indices ``(R, BATCH)`` into the guard's items ``(R, n)``."""
     return rng.integers(items.shape[1], size=(len(items), BATCH))
 

@@ -1,5 +1,7 @@
 """The min-norm problem as published loops solve it in every step: Gramian in, weights on the simplex out."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +26,9 @@ def frank_wolfe(G: Array, iterations: int = 250, tolerance: float = 1e-6) -> Arr
 
 def by_cvxpy(G: Array) -> Array:
     """The quadratic program, modelled anew in every step and handed to Clarabel."""
-    import cvxpy as cp
+    import cvxpy
+
+    cp: Any = cvxpy  # its types do not declare the atoms
 
     w = cp.Variable(len(G))
     objective = cp.quad_form(w, cp.psd_wrap(G / G.diagonal().mean()))

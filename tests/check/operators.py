@@ -42,7 +42,7 @@ class FusedLoss(torch.autograd.Function):
 class Graphed(torch.autograd.Function):
     """Every replay writes the same gradient buffers."""
 
-    buffers = None
+    buffers: tuple[torch.Tensor, ...] = ()
 
     @staticmethod
     def forward(ctx, z, w):

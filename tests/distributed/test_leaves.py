@@ -1,5 +1,7 @@
 """Inputs that require grad, on two processes: no row, no traffic, no comparison; each process has its own."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,8 @@ def step(rank, kind, wants_grad, sharded):
     tokens, pixels = inputs(rank, wants_grad)
     for _ in range(2):
         balancer(model(tokens, pixels)).backward()
-    grads = [p.grad.full_tensor() if sharded else p.grad for p in model.parameters()]
+    grads: list[Any] = [p.grad for p in model.parameters()]
+    grads = [grad.full_tensor() for grad in grads] if sharded else grads
     return balancer.last.weights, balancer.last.gramian, grads, tokens.grad
 
 

@@ -367,8 +367,8 @@ class TestHeadsByIndex:
             row, spread = per_loss_rows(model, head, batch, (name,))
             rows.append(row)
             variance.append(spread)
-        rows, variance = torch.cat(rows), torch.cat(variance)
-        want = fuse_gradients(rows, variance / variance.median(), reference=torch.ones(()))[0]
+        spread = torch.cat(variance)
+        want = fuse_gradients(torch.cat(rows), spread / spread.median(), reference=torch.ones(()))[0]
         balancer = bg.BOGC(model.heads, by_index=True, decay=0.0, unit="site")
         balancer(model.losses(*batch)).backward()
         for head in model.heads.values():

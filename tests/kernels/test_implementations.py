@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,13 +187,14 @@ def test_a_broken_triton_is_left_alone_after_one_warning(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "balanced_grad.kernels._triton", Broken())
     device = torch.device("meta")  # a key that nobody else asks for
-    dispatch.triton_works.cache_clear()
+    works: Any = dispatch.triton_works
+    works.cache_clear()
     with pytest.warns(RuntimeWarning, match=r"Triton does not work on meta .*no such driver"):
         assert not dispatch.triton_works(device)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not dispatch.triton_works(device)
-    dispatch.triton_works.cache_clear()
+    works.cache_clear()
 
 
 def test_importing_the_package_imports_no_triton():

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -451,7 +452,7 @@ def test_sharded_parameters_are_refused_unless_the_update_is_the_target(method, 
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        sharded = nn.Parameter(DTensor.from_local(torch.zeros(4, 2), mesh, [Shard(0)]))
+        sharded: Any = nn.Parameter(DTensor.from_local(torch.zeros(4, 2), mesh, [Shard(0)]))
         encoders = {"audio": sharded, "video": nn.Linear(1, 1)}
         losses = {"joint": sharded.to_local().sum()}
         with pytest.raises(RuntimeError, match=r"encoder of 'audio' has sharded DTensor parameters.*target='update'"):

@@ -35,7 +35,7 @@ class SignSGDMomentum(optim.Optimizer):
 class Case:
     """How to build one optimizer, and what it asks for."""
 
-    kind: type[optim.Optimizer]
+    kind: type[Any]
     settings: dict[str, Any]
     closure: bool = False  # steps only with a closure
     sparse: bool = False  # takes sparse gradients only

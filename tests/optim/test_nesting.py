@@ -33,7 +33,7 @@ class Delegate(Optimizer):
     def step(self, closure=None):
         return self.optimizer.step(closure)
 
-    step.hooked = True
+    step.hooked = True  # type: ignore[attr-defined]
 
     def zero_grad(self, set_to_none=True):
         self.optimizer.zero_grad(set_to_none)

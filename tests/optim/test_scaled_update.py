@@ -1,5 +1,7 @@
 """Factors on the update: p_before + f (p_after - p_before), exactly and only there."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,7 +211,7 @@ def test_a_base_without_hooks_is_scaled_too():
         def step(self):
             self.inner.step()
 
-    Bare.step.hooked = True
+    Bare.step.hooked = True  # type: ignore[attr-defined]
     p = nn.Parameter(torch.zeros(1))
     optimizer = BalancedOptimizer(Bare(optim.SGD([p], lr=1.0)), Fixed(audio=0.5), modalities={"audio": p})
     p.grad = torch.ones(1)
@@ -244,7 +246,7 @@ def test_a_sharded_parameter_is_scaled_shard_by_shard(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        p = nn.Parameter(DTensor.from_local(torch.zeros(4, 2), mesh, [Shard(0)]))
+        p: Any = nn.Parameter(DTensor.from_local(torch.zeros(4, 2), mesh, [Shard(0)]))
         optimizer = BalancedOptimizer(optim.SGD([p], lr=1.0), Fixed(audio=0.5), modalities={"audio": p})
         p.grad = DTensor.from_local(torch.ones(4, 2), mesh, [Shard(0)])
         optimizer.step()
