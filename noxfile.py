@@ -13,7 +13,12 @@ nox.options.reuse_existing_virtualenvs = True
 CORE = ("pytest", "hypothesis", "pytest-benchmark")
 # Of tests/, what needs more than CORE, by what it needs.
 LEFT_OUT = {
-    "trainers": ("tests/integrations", "tests/arrangements", "tests/optim/test_nesting.py", "tests/attach/test_transformers.py"),
+    "trainers": (
+        "tests/integrations",
+        "tests/arrangements",
+        "tests/optim/test_nesting.py",
+        "tests/attach/test_transformers.py",
+    ),
     "the bench extra": ("tests/bench_accuracy", "tests/bench_guard", "tests/bench_published", "tests/test_bench.py"),
     "the build tools": ("tests/packaging",),
 }
@@ -22,7 +27,9 @@ LEFT_OUT = {
 def _run(session: nox.Session, *left_out: str) -> None:
     """All tests of ``tests/`` and the doctests of the package, but for what is left out, which is printed."""
     ignored = [path for part in left_out for path in LEFT_OUT[part]]
-    session.log(f"left out: {', '.join(f'{path} ({part})' for part in left_out for path in LEFT_OUT[part]) or 'nothing'}")
+    session.log(
+        f"left out: {', '.join(f'{path} ({part})' for part in left_out for path in LEFT_OUT[part]) or 'nothing'}"
+    )
     session.run("python", "-m", "pip", "list")
     arguments = session.posargs or ["tests", "balanced_grad"]
     session.run("python", "-m", "pytest", "-q", *[f"--ignore={path}" for path in ignored], *arguments)
