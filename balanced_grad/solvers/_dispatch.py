@@ -30,8 +30,8 @@ def min_norm(
 
     Args:
         gramian: `G`, `(..., M, M)`, any batch shape, any device; fp16 and bf16 are promoted to fp32.
-        method: default `"auto"`. On the CPU: closed forms (M <= 3), and block pivoting in plain floats
-            (M <= 8) or vectorised over the batch, with `"active_set"` where the answer is not clear-cut. On
+        method: default `"auto"`. On the CPU: closed forms (M <= 3), and beyond that `"active_set"`, or block pivoting
+            vectorised over a batch with `"active_set"` where the answer is not clear-cut. On
             other devices: `"closed"` (M <= 2) or `"faces"` (M <= 8) on the device with no host synchronisation,
             and beyond that one explicit copy to the host and back. To name one: `"closed"` (M <= 3), `"faces"`
             and `"active_set"` solve a batch to the bits of its problems alone; `"cvxpy"` (Clarabel) and

@@ -9,7 +9,6 @@ import torch
 
 from balanced_grad.solvers import Status, min_norm
 from balanced_grad.solvers._certificate import optimal, optimal_batch
-from balanced_grad.solvers._floats import solve_floats
 
 G3 = torch.tensor([[2.0, 0.5, -0.2], [0.5, 1.0, 0.1], [-0.2, 0.1, 3.0]], dtype=torch.float64)
 PREFER = torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)
@@ -245,12 +244,13 @@ def test_the_codes_are_those_of_saved_results():
 
 @pytest.mark.parametrize("exponent", [-200, -80, 0, 80, 200])
 def test_what_is_clear_cut_is_so_in_any_unit(exponent, families):
-    """The plain floats leave the same problems to the active set, whatever the unit."""
-    for name, M, seed in itertools.product(
-        ("normal", "narrow_cone", "spread_norms", "duplicates"), (3, 5, 8), range(5)
-    ):
-        G = families[name].gramian(M, seed)
-        assert solve_floats((G * 2.0**exponent).tolist(), 2.0**-48) == solve_floats(G.tolist(), 2.0**-48)
+    """The same steps to the same bits, alone and in a batch."""
+    for name, M in itertools.product(("normal", "narrow_cone", "spread_norms", "duplicates"), (2, 3, 5, 8)):
+        G = torch.stack([families[name].gramian(M, seed) for seed in range(5)])
+        for gramian in (G, G[0], G[1]):
+            expected, got = min_norm(gramian), min_norm(gramian * 2.0**exponent)
+            assert torch.equal(got.weights, expected.weights)
+            assert torch.equal(got.iterations, expected.iterations)
 
 
 @pytest.mark.parametrize("exponent", [-400, -80, 0, 80, 400])
@@ -268,3 +268,14 @@ def test_the_certificate_tells_a_minimiser_from_its_neighbours(exponent, familie
             on = row >= 0
             assert passed == optimal_batch(columns, (G @ moved)[:, None].numpy(), row, on, 2.0**-48, np.where)[0]
             assert passed == (shift == 0.0)
+
+
+@pytest.mark.parametrize("M", [2, 3])
+def test_what_a_closed_form_is_sure_of_passes_the_certificate(M, family):
+    """It is not asked where the residual is small by the form's own condition, so the two must agree."""
+    for seed in range(60):
+        G = family.gramian(M, seed)
+        result = min_norm(G)
+        product, roots = G @ result.weights, G.diagonal().sqrt()
+        assert result.status == Status.SOLVED
+        assert optimal(product.tolist(), result.weights.tolist(), roots.tolist(), 2.0**-48)
