@@ -45,8 +45,8 @@ def two_rows_batch(G: Any, tol: float, where: Callable[..., Any]) -> tuple[Any, 
 def three_rows(G: Rows, tol: float) -> tuple[list[float], bool] | None:
     """Min-norm weights of three rows and whether their residual is sure to be small; None unless clearly unique.
 
-    At a vertex and on an edge each weight is a quotient of single differences, so it is exact to a few roundings. Inside
-    the residual over its terms is at most 32 roundings times `scale / det`.
+    At a vertex and on an edge each weight is a quotient of single differences, so it is exact to a few roundings.
+    Inside the residual over its terms is at most 32 roundings times `scale / det`.
     """
     g, noise = G, 8.0 * tol
     inside = _interior(g, noise)
