@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -6,6 +7,7 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import JOINT, Groups, Params
+from balanced_grad.methods._bounds import Bounds, Interval
 from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
@@ -42,11 +44,16 @@ class MinNorm(Balancer):
             sum to 1), ``"sum"`` that of the plain sum of the gradients (as MMPareto), ``"mean"`` that of their
             mean, ``"cap"`` towards that of the sum but with weights that sum to at most K, as in the sum
             itself, so that a nearly stationary point is not blown up (ours, default).
-        joint_floor: least weight of the loss ``"joint"``. None (default): 1, its weight in the plain sum, under
-            ``rescale="cap"``, and 0 under the others, which are those of the sources. Without it, where only all
+        joint_floor: least weight of the loss ``"joint"``, put in place after the problem is solved and its length
+            set. None (default): 1, its weight in the plain sum, under ``rescale="cap"`` without ``bounds``, and
+            otherwise 0, as in the sources. Without it, where only all
             modalities together tell the label (an XOR), the uni-modal losses, which nothing can lower, take the
             weight: half of the runs never leave chance (ours, measured on validation). It gives up common descent in
             the steps in which it acts.
+        bounds: name -> least and largest share of the loss in the sum of all weights, inside the problem: the
+            shortest direction among those that keep them, as ``{"joint": (0.3, 1)}``. ``rescale`` leaves the shares
+            alone. Losses without bounds have (0, 1), and losses that take no part in a problem have no share. Where
+            the largest shares of those that do sum to less than 1, they are raised in proportion.
         solver: method of ``balanced_grad.solvers.min_norm``; ``"auto"`` (default) is exact and the fastest,
             ``"cvxpy"`` and ``"scipy"`` are the references.
         groups: parameters that share a problem and its weights: ``"all"``, ``"reach"`` (one problem per encoder),
@@ -54,7 +61,8 @@ class MinNorm(Balancer):
         params, level, include_exclusive: see ``Balancer``.
 
     Raises:
-        ValueError: for an unknown policy, solver or group, or a negative floor.
+        ValueError: for an unknown policy, solver or group, a negative floor, bounds that no shares keep or that come
+            with a floor, or a name in them that looks misspelt.
 
     Source: Désidéri, "Multiple-gradient descent algorithm" (2012); Sener & Koltun, "Multi-task learning as
     multi-objective optimization" (2018). The policies for length are ours where not said otherwise.
@@ -78,6 +86,7 @@ class MinNorm(Balancer):
         normalize: Normalize = "l2",
         rescale: Rescale = "cap",
         joint_floor: float | None = None,
+        bounds: Mapping[str, Interval] | None = None,
         solver: str = "auto",
         groups: Groups = "all",
         params: Params | None = None,
@@ -93,8 +102,15 @@ class MinNorm(Balancer):
         min_norm(torch.ones(1, 1, device="cpu"), method=solver)  # names what is possible where the name is wrong
         if joint_floor is not None and not (math.isfinite(joint_floor) and joint_floor >= 0):
             raise ValueError(f"joint_floor={joint_floor!r}: give a finite number >= 0, or None for the default")
+        if bounds and joint_floor:
+            raise ValueError(
+                f"joint_floor={joint_floor!r} with bounds={bounds!r}: it would break them; leave one out, and give the "
+                "joint loss a least share as bounds={'joint': (0.3, 1)}"
+            )
         self.rescale = rescale
-        self.joint_floor = float(rescale == "cap") if joint_floor is None else joint_floor
+        self.joint_floor = float(rescale == "cap" and not bounds) if joint_floor is None else joint_floor
+        self._bounds = Bounds(bounds)
+        self.bounds = self._bounds.intervals
         self.solver = solver
 
     def weigh(self, problem: Problem) -> Weighting:
@@ -104,14 +120,31 @@ class MinNorm(Balancer):
         diagonal = gramian.diagonal(dim1=-2, dim2=-1)
         active = taking_part(gramian)
         divisor = self._divisor(diagonal, problem.losses.to(gramian), active)
-        normalized = gramian / divisor.unsqueeze(-1) / divisor.unsqueeze(-2)
-        weights = min_norm(normalized, method=self.solver, active=active).weights / divisor
+        weights = self._solve(gramian, divisor, active, problem.names)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         weights = weights * self._length(gramian, weights, active).unsqueeze(-1)
         if self.joint_floor and JOINT in problem.names:
             joint = problem.names.index(JOINT)
             weights[..., joint] = weights[..., joint].clamp_min(self.joint_floor)
         return Weighting(torch.where(active, weights, torch.ones_like(weights)))
+
+    def _solve(self, gramian: Tensor, divisor: Tensor, active: Tensor, names: tuple[str, ...]) -> Tensor:
+        """Weights of the shortest point, up to a common factor, of the divided gradients' hull or what bounds leave.
+
+        With bounds the shares reach over a smaller simplex or polytope; its corners, each a mixture of gradients over
+        the same mixture of divisors, span the hull.
+        """
+        if not self.bounds:
+            normalized = gramian / divisor.unsqueeze(-1) / divisor.unsqueeze(-2)
+            return min_norm(normalized, method=self.solver, active=active).weights / divisor
+        corners, there = self._bounds.corners(names, active)
+        size = (corners @ divisor.unsqueeze(-1)).squeeze(-1)
+        corners = corners / torch.where(there, size, 1.0).unsqueeze(-1)
+        solved = min_norm(corners @ gramian @ corners.mT, method=self.solver, active=there).weights
+        return (solved.unsqueeze(-2) @ corners).squeeze(-2)
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        self._bounds.check_names(names, self.notices)
 
     def _divisor(self, diagonal: Tensor, losses: Tensor, active: Tensor) -> Tensor:
         """What each gradient is divided by, up to a common factor; 1 for those that take no part."""
@@ -138,4 +171,5 @@ class MinNorm(Balancer):
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""
         mine = {"normalize": self.normalize, "rescale": self.rescale, "joint_floor": self.joint_floor}
+        mine |= {"bounds": self.bounds} if self.bounds else {}
         return mine | ({} if self.solver == "auto" else {"solver": self.solver}) | super().settings()

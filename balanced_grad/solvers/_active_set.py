@@ -94,16 +94,21 @@ def solve_carefully(G: Array, tol: float) -> tuple[Array, int, bool]:
     return even if (slack >= -near).all() else w, iterations, converged
 
 
-def nonnegative_qp(K: Array, a: Array) -> tuple[Array, int, bool]:
-    """`argmin_{y >= 0} y'Ky / 2 - a'y` for positive definite K by Lawson and Hanson's active set."""
+def nonnegative_qp(K: Array, a: Array, near: Array | None = None) -> tuple[Array, int, bool]:
+    """`argmin_{y >= 0} y'Ky / 2 - a'y` for positive definite K by Lawson and Hanson's active set.
+
+    It starts from the support of `near` where the minimiser there is positive.
+    """
     n = len(a)
     rounding = 4.0 * n * _EPS
     y, passive, iterations = np.zeros(n), np.zeros(n, dtype=np.bool_), 0
+    if near is not None and (z := _solve_on(K, a, near > 0.0)) is not None and (z[near > 0.0] > 0.0).all():
+        y, passive = z, near > 0.0
     for _ in range(3 * n + 10):
-        slack, near = _slack(K, a, y, rounding)
+        slack, reach = _slack(K, a, y, rounding)
         slack[passive] = 0.0
-        entering = int(np.argmin(slack + near))
-        if slack[entering] >= -near[entering]:
+        entering = int(np.argmin(slack + reach))
+        if slack[entering] >= -reach[entering]:
             return y, iterations, True
         passive[entering] = True
         while True:
@@ -177,8 +182,9 @@ def _shortest(R: Array, w: Array) -> Array:
     penalty = 1e-5  # R'R has eigenvalues 0 and 1 only: every pass adds five digits
     K = R.T @ R + penalty * np.eye(len(w))
     target = multipliers = R @ w
+    z = w
     for _ in range(20):
-        z = nonnegative_qp(K, multipliers @ R)[0]
+        z = nonnegative_qp(K, multipliers @ R, z)[0]
         missing = target - R @ z
         if np.abs(missing).max() <= 4.0 * _EPS:
             break

@@ -5,7 +5,6 @@ that neither the unit of the gradients nor a row with a large norm decides what 
 """
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from operator import add, mul
 from typing import Any
 
@@ -47,30 +46,22 @@ def optimal_batch(G: Any, product: Any, w: Any, active: Any, tol: float, where: 
     return high <= low
 
 
-def convex(G: Rows, roots: Sequence[float], slack: float) -> bool:
-    """Whether the matrix of cosines has no eigenvalue below `-slack`: by its minors, or the pivots of a factor."""
+def convex(G: Rows, slack: float) -> bool:
+    """Whether the cosines of two or three rows have no eigenvalue below `-slack`: by minors, without a root.
+
+    Cubes of the diagonal must be in range.
+    """
     s = 1.0 + slack
     if len(G) == 2:
-        return bool(abs(G[0][1] / roots[0] / roots[1]) < s)
-    if len(G) == 3:
-        (_, g, h), (_, _, k), _ = G
-        a, b, c = g / roots[0] / roots[1], h / roots[0] / roots[2], k / roots[1] / roots[2]
-        return bool(a * a < s * s and s * (s * s - a * a - b * b - c * c) + 2.0 * a * b * c > 0.0)
-    L: list[list[float]] = []
-    for i, (g_i, r_i) in enumerate(zip(G, roots, strict=True)):
-        row: list[float] = []
-        for j, l_j in enumerate(L):
-            row.append((g_i[j] / r_i / roots[j] - sum([a * b for a, b in zip(row, l_j, strict=False)])) / l_j[-1])
-        pivot = g_i[i] / r_i / r_i + slack - sum([a * a for a in row])
-        if not pivot > 0.0:
-            return False
-        row.append(sqrt(pivot))
-        L.append(row)
-    return True
+        (a, g), (_, b) = G
+        return g * g < s * s * (a * b)
+    (a, g, h), (_, b, k), (_, _, c) = G
+    gg = g * g
+    return gg < s * s * (a * b) and s * (s * s * a * b * c - gg * c - h * h * b - k * k * a) + 2.0 * g * h * k > 0.0
 
 
 def convex_array(G: Array, slack: float) -> bool:
-    """`convex` for one `(n, n)` array."""
+    """`convex` for one `(n, n)` array: by the pivots of a factor."""
     root = norms(G.diagonal())
     with np.errstate(over="ignore"):
         cosines = G / root / root[:, None]

@@ -13,10 +13,11 @@ from balanced_grad.solvers._active_set import Array, Mask
 
 Rows = Sequence[Sequence[float]]
 _TURNS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+_CLEAR = 2.0**-16  # share of its scale above which det leaves a residual below the certificate's bar
 
 
 def two_rows(G: Rows, tol: float) -> tuple[float, float]:
-    """Min-norm weights of two rows (Désidéri 2012); rows equal to within `tol` share evenly."""
+    """Min-norm weights of two rows (Désidéri 2012), exact to a few roundings; rows equal to `tol` share evenly."""
     (g11, g12), (_, g22) = G
     a, b = g11 - g12, g22 - g12
     length, noise = a + b, tol * (g11 + g22)  # |g1 - g2|^2
@@ -41,8 +42,12 @@ def two_rows_batch(G: Any, tol: float, where: Callable[..., Any]) -> tuple[Any, 
     return w1, w2
 
 
-def three_rows(G: Rows, tol: float) -> list[float] | None:
-    """Min-norm weights of three rows, or None where the minimiser is not clearly unique."""
+def three_rows(G: Rows, tol: float) -> tuple[list[float], bool] | None:
+    """Min-norm weights of three rows and whether their residual is sure to be small; None unless clearly unique.
+
+    At a vertex and on an edge each weight is a quotient of single differences, so it is exact to a few roundings.
+    Inside the residual over its terms is at most 32 roundings times `scale / det`.
+    """
     g, noise = G, 8.0 * tol
     inside = _interior(g, noise)
     if inside is not None:
@@ -50,7 +55,7 @@ def three_rows(G: Rows, tol: float) -> list[float] | None:
     for i, j, k in _TURNS:  # a vertex
         g_ii, slack = g[i][i], min(g[i][j], g[i][k]) - g[i][i]
         if slack >= -noise * g_ii:
-            return _place(i, 1.0, j, 0.0) if slack > noise * g_ii else None
+            return (_place(i, 1.0, j, 0.0), True) if slack > noise * g_ii else None
     for i, j, k in _TURNS:  # an edge
         g_ii, g_ij, g_jj, g_ik, g_jk = g[i][i], g[i][j], g[j][j], g[i][k], g[j][k]
         a, b = g_ii - g_ij, g_jj - g_ij
@@ -62,7 +67,7 @@ def three_rows(G: Rows, tol: float) -> list[float] | None:
             slack = w_i * (g_ik - g_ii) + w_j * (g_jk - g_ij)
             reach = noise * (w_i * (abs(g_ik) + g_ii) + w_j * (abs(g_jk) + abs(g_ij)))
             if slack >= -reach:
-                return _place(i, w_i, j, w_j) if slack > reach else None
+                return (_place(i, w_i, j, w_j), True) if slack > reach else None
     return None
 
 
@@ -103,7 +108,7 @@ def _place(i: int, w_i: float, j: int, w_j: float) -> list[float]:
     return weights
 
 
-def _interior(g: Rows, noise: float) -> list[float] | None:
+def _interior(g: Rows, noise: float) -> tuple[list[float], bool] | None:
     """The point of the triangle's plane nearest 0, if it is inside; edges from the shortest row."""
     r = 1 if g[1][1] < g[0][0] else 0
     r = 2 if g[2][2] < g[r][r] else r
@@ -116,7 +121,7 @@ def _interior(g: Rows, noise: float) -> list[float] | None:
         return None
     weights = [0.0, 0.0, 0.0]
     weights[r], weights[i], weights[j] = w_r, w_i, w_j
-    return weights
+    return weights, det > _CLEAR * scale
 
 
 def _plane(g_rr: Any, g_ii: Any, g_jj: Any, g_ri: Any, g_rj: Any, g_ij: Any) -> tuple[Any, Any, Any, Any, Any]:

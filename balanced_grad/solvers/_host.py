@@ -1,34 +1,30 @@
-"""Problems on the host: one in plain floats, or many at once in numpy; what these leave goes to the active set."""
+"""Problems on the host: few rows in plain floats, many problems at once in numpy, the rest by the active set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan, sqrt
-from operator import mul
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_grad.solvers import _active_set, _certificate, _closed, _floats, _pivoting, _problem
+from balanced_grad.solvers import _active_set, _certificate, _closed, _pivoting, _quadratic
 from balanced_grad.solvers._active_set import Array, Mask
 from balanced_grad.solvers._result import MinNormResult, Status
 
 Rows = Sequence[Sequence[float]]
 Answer = tuple[Sequence[float] | Array, float, int, int]  # weights, gap, iterations, status
 Answers = tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]
-_LEAST, _MOST = 1e-145, 1e145  # squares of these are numbers still
-_MOST_FLOATS = 8  # rows: beyond this numpy beats plain floats
+Solve = Callable[[Array, float], tuple[Array, int, bool]]  # one Gramian to weights, iterations, converged
+_LEAST, _MOST = 1e-100, 1e100  # cubes of these are numbers still
 
 
 def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol: float, slack: float) -> MinNormResult:
     """One `(M, M)` CPU Gramian with as few tensor calls as the result allows."""
     if active is not None:
         weights, gap, iterations, status = solve_active(gramian.tolist(), active.tolist(), tol, slack)
-    elif gramian.shape[0] <= _MOST_FLOATS:
-        weights, gap, iterations, status = solve_rows(gramian.tolist(), tol, slack)
     else:
-        G = gramian.detach().to(torch.float64).numpy()
-        weights, gap, iterations, status = solve_array(0.5 * G + 0.5 * G.T, tol, slack)
+        weights, gap, iterations, status = solve_rows(gramian.tolist(), tol, slack)
     kind = np.float64 if dtype is torch.float64 else np.float32
     values = torch.from_numpy(np.array(weights, kind))  # the cheapest way from numbers to a tensor
     return MinNormResult(values, gap, iterations, status)
@@ -36,56 +32,55 @@ def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol
 
 def solve_rows(G: Rows, tol: float, slack: float) -> Answer:
     """Weights, gap, iterations and status of one problem given as nested floats."""
-    M = len(G)
-    G = _symmetric(G)
-    diagonal = [G[i][i] for i in range(M)]
-    scale = max(diagonal)
-    if not (min(diagonal) > _LEAST and scale < _MOST):  # zero, not finite, or near the ends of the range
-        return solve_array(np.array(G), tol, slack)
-    weights: Sequence[float] | None
-    iterations = 0
-    if M == 2:
-        weights = w0, w1 = _closed.two_rows(G, tol)
-        product = [a * w0 + b * w1 for a, b in G]
-    elif M == 3 and (weights := _closed.three_rows(G, tol)) is not None:
-        w0, w1, w2 = weights
-        product = [a * w0 + b * w1 + c * w2 for a, b, c in G]
-    else:
-        weights, iterations = _floats.solve_floats(G, tol) or (None, 0)
-        if weights is None:
-            return solve_array(np.array(G), tol, slack)
-        product = [sum(map(mul, row, weights)) for row in G]
-    roots = list(map(sqrt, diagonal))
-    if not (_certificate.convex(G, roots, slack) and _certificate.optimal(product, weights, roots, tol)):
-        return solve_array(np.array(G), tol, slack)  # a NaN or an infinity off the diagonal too
-    value = sum(map(mul, product, weights))
-    return weights, max((value - min(product)) / scale, 0.0), iterations, 0
+    answer = _solve_two(G, tol, slack) if len(G) == 2 else _solve_three(G, tol, slack) if len(G) == 3 else None
+    if answer is not None:
+        return answer
+    array = np.array(G)
+    return solve_array(0.5 * array + 0.5 * array.T, tol, slack)
 
 
-def _symmetric(G: Rows) -> list[list[float]]:
-    """The mean of `G` and its transpose; of few rows spelled out, which halves the time of such a problem."""
-    if len(G) == 2:
-        (a, b), (c, d) = G
-        off = 0.5 * b + 0.5 * c
-        return [[a, off], [off, d]]
-    if len(G) == 3:
-        (a, b, c), (d, e, f), (g, h, i) = G
-        ab, ac, bc = 0.5 * b + 0.5 * d, 0.5 * c + 0.5 * g, 0.5 * f + 0.5 * h
-        return [[a, ab, ac], [ab, e, bc], [ac, bc, i]]
-    index = range(len(G))
-    return [[0.5 * G[i][j] + 0.5 * G[j][i] for j in index] for i in index]
+def _solve_two(G: Rows, tol: float, slack: float) -> Answer | None:
+    """The closed form; None where a number is zero, not finite or near the ends of the range, or `G` no Gramian."""
+    (a, c), (d, b) = G
+    c = 0.5 * c + 0.5 * d
+    least, scale = (a, b) if a < b else (b, a)
+    G = (a, c), (c, b)
+    if not (least > _LEAST and scale < _MOST and _certificate.convex(G, slack)):
+        return None
+    w, v = weights = _closed.two_rows(G, tol)
+    p, q = a * w + c * v, c * w + b * v
+    gap = (p * w + q * v - (p if p < q else q)) / scale
+    return weights, gap if gap > 0.0 else 0.0, 0, 0
 
 
-def solve_array(G: Array, tol: float, slack: float) -> Answer:
-    """`solve_rows` by the active set, for a symmetric array."""
+def _solve_three(G: Rows, tol: float, slack: float) -> Answer | None:
+    """The same for three rows; None also where the minimiser is not clearly unique or fails the certificate."""
+    (a, d, e), (g, b, f), (h, i, c) = G
+    d, e, f = 0.5 * d + 0.5 * g, 0.5 * e + 0.5 * h, 0.5 * f + 0.5 * i
+    scale = max(a, b, c)
+    G = (a, d, e), (d, b, f), (e, f, c)
+    if not (min(a, b, c) > _LEAST and scale < _MOST and _certificate.convex(G, slack)):
+        return None
+    found = _closed.three_rows(G, tol)
+    if found is None:
+        return None
+    (w, v, u), sure = weights, sure = found
+    product = p, q, r = a * w + d * v + e * u, d * w + b * v + f * u, e * w + f * v + c * u
+    if not (sure or _certificate.optimal(product, weights, (sqrt(a), sqrt(b), sqrt(c)), tol)):
+        return None
+    return weights, max((p * w + q * v + r * u - min(product)) / scale, 0.0), 0, 0
+
+
+def solve_array(G: Array, tol: float, slack: float, solve: Solve = _active_set.solve) -> Answer:
+    """The same for a symmetric array by `solve`, the active set."""
     if np.count_nonzero(np.isfinite(G)) < G.size:
         return np.full(len(G), nan), nan, 0, int(Status.NON_FINITE)
     G = in_range(G)
-    w, iterations, _ = _active_set.solve(G, tol)
+    w, iterations, _ = solve(G, tol)
     roots = _certificate.norms(G.diagonal()).tolist()
     passed = _passes(G, w, roots, tol)
     if not passed:  # what its steps could not tell apart, other ones may
-        again, more, _ = _problem.solve_plain(G, tol)
+        again, more, _ = _quadratic.solve_from(G, np.full(len(G), 1.0 / len(G)), tol)
         iterations += more
         passed = _passes(G, again, roots, tol)
         w = again if passed or not np.isfinite(w).all() else w
@@ -121,14 +116,14 @@ def solve_active(G: Rows, active: Sequence[bool], tol: float, slack: float) -> A
     return weights, gap, iterations, status
 
 
-def solve_loop(G: Array, active: Mask, tol: float, slack: float) -> Answers:
+def solve_loop(G: Array, active: Mask, tol: float, slack: float, solve: Solve = _active_set.solve) -> Answers:
     """`(B, M, M)` problems one after another, by the active set."""
     weights, gaps = np.zeros(active.shape), np.zeros(len(G))
     iterations, status = np.zeros((2, len(G)), np.int64)
     for k, mask in enumerate(active):
         on = np.flatnonzero(mask)
         if len(on):
-            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol, slack)
+            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol, slack, solve)
         else:
             status[k] = Status.NO_ACTIVE_ROW
     return weights, gaps, iterations, status
