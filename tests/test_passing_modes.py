@@ -22,7 +22,6 @@ MORE = {
     "MinNorm, tensor": lambda model: bg.MinNorm(groups="tensor"),
     "MinNorm, reach": lambda model: bg.MinNorm(groups="reach"),
     "MinNorm, floor": lambda model: bg.MinNorm(joint_floor=0.3),
-    "MinNorm, bounds": lambda model: bg.MinNorm(bounds={"joint": (0.3, 0.6)}),
     "MIMO, recorded": lambda model: bg.MIMO(record_gramian=True),
 }
 EVERY = METHODS | WITHOUT | MORE
@@ -145,7 +144,8 @@ def test_built_under_a_default_device(kind, reference):
 
 def test_solvers_under_a_default_device():
     gramian = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
-    asked = ({}, {"method": "active_set"}, {"method": "scipy"}, {"method": "faces"})
+    A, b = torch.ones(1, 2), torch.ones(1)
+    asked = ({}, {"lower": 0.1}, {"linear": torch.zeros(2)}, {"inequalities": (A, b)}, {"method": "faces"})
     expected = [list(min_norm(gramian, **options)) for options in asked]
     with torch.device("meta"):
         answers = [list(min_norm(gramian, **options)) for options in asked]

@@ -7,6 +7,9 @@ from balanced_grad.solvers._faces import MAX_ROWS
 
 METHODS = ("auto", "closed", "faces", "active_set", "cvxpy", "scipy")
 MOST_ROWS = {"closed": 3, "faces": MAX_ROWS}
+Bound = Tensor | float | None
+Inequalities = tuple[Tensor, Tensor] | None
+Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def check_gramian(gramian: Tensor, method: str) -> None:
@@ -32,10 +35,50 @@ def check_active(active: Tensor, gramian: Tensor) -> Tensor:
     if not isinstance(active, Tensor) or active.dtype is not torch.bool:
         kind = active.dtype if isinstance(active, Tensor) else type(active).__name__
         raise TypeError(f"active is {kind}: pass a bool tensor of shape (..., M), True for rows in the problem")
+    return _expand("active", active, gramian)
+
+
+def check_terms(
+    gramian: Tensor, method: str, linear: Tensor | None, lower: Bound, upper: Bound, inequalities: Inequalities
+) -> Terms:
+    """`linear`, `lower`, `upper` `(..., M)`, and `A` `(K, M)`, `b` `(K,)`: fp64, on the host, defaults filled in."""
+    if method not in ("auto", "cvxpy", "scipy"):
+        raise ValueError(
+            f"method={method!r} solves the plain simplex problem only: "
+            "with linear, lower, upper or inequalities choose 'auto', 'cvxpy' or 'scipy'"
+        )
+    given = (("linear", linear, 0.0), ("lower", lower, 0.0), ("upper", upper, 1.0))
+    terms = []
+    for name, value, default in given:
+        tensor = torch.as_tensor(default if value is None else value, dtype=torch.float64, device="cpu")
+        if tensor.isnan().any() or (name == "linear" and tensor.isinf().any()):
+            raise ValueError(f"{name}={value!r} is not finite: leave it out to have none")
+        terms.append(_expand(name, tensor.cpu(), gramian))
+    M = gramian.shape[-1]
+    A, b = inequalities or (torch.zeros(0, M, device="cpu"), torch.zeros(0, device="cpu"))
+    if A.dim() != 2 or A.shape[1] != M or b.shape != A.shape[:1]:
+        raise ValueError(
+            f"inequalities=(A, b) have shapes {tuple(A.shape)} and {tuple(b.shape)}: "
+            f"A w <= b needs A (K, {M}) and b (K,)"
+        )
+    A, b = (x.detach().to("cpu", torch.float64) for x in (A, b))
+    for name, bad in (("A", ~A.isfinite()), ("b", b.isnan())):
+        if bad.any():
+            raise ValueError(f"inequalities=(A, b): {name} is not finite; for no constraint leave its row out")
+    A, b = A[b < torch.inf], b[b < torch.inf]  # inf: no constraint
+    low, high = terms[1].clamp_min(0.0), terms[2].clamp_max(1.0)
+    if (low > high).any():
+        raise ValueError(f"lower={lower!r} is above upper={upper!r} for some row: weights are between both and 0..1")
+    return terms[0], low, high, A, b
+
+
+def _expand(name: str, tensor: Tensor, gramian: Tensor) -> Tensor:
     wanted = gramian.shape[:-1]
+    if tensor.shape == wanted:
+        return tensor
     try:
-        return active if active.shape == wanted else active.expand(wanted)
+        return tensor.expand(wanted)
     except RuntimeError:
         raise ValueError(
-            f"active has shape {tuple(active.shape)}: it must broadcast to {tuple(wanted)}, gramian.shape[:-1]"
+            f"{name} has shape {tuple(tensor.shape)}: it must broadcast to {tuple(wanted)}, gramian.shape[:-1]"
         ) from None

@@ -4,16 +4,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from balanced_grad.solvers import _active_set, _checks, _device, _host, _reference
+from balanced_grad.solvers import _checks, _device, _host, _reference
 from balanced_grad.solvers._certificate import INDEFINITE
 from balanced_grad.solvers._faces import MAX_ROWS
 from balanced_grad.solvers._result import MinNormResult
 
 
-def min_norm(gramian: Tensor, *, method: str = "auto", active: Tensor | None = None) -> MinNormResult:
+def min_norm(
+    gramian: Tensor,
+    *,
+    method: str = "auto",
+    active: Tensor | None = None,
+    linear: Tensor | None = None,
+    lower: _checks.Bound = None,
+    upper: _checks.Bound = None,
+    inequalities: _checks.Inequalities = None,
+) -> MinNormResult:
     """Weights of the shortest vector in the convex hull of M gradients, given their Gramian.
 
-        minimise wᵀ G w   over   w ≥ 0, Σ_i w_i = 1
+        minimise wᵀ G w [+ ℓᵀ w]   over   w ≥ 0, Σ_i w_i = 1
 
     The answer does not depend on a common scale of `G` nor on the order of the rows. Where the minimiser is not
     unique (duplicate rows, `G = 0`, 0 in the hull of dependent rows) it is the one of smallest `|w|`, where
@@ -22,23 +31,29 @@ def min_norm(gramian: Tensor, *, method: str = "auto", active: Tensor | None = N
     Args:
         gramian: `G`, `(..., M, M)`, any batch shape, any device; fp16 and bf16 are promoted to fp32.
         method: default `"auto"`. On the CPU: closed forms (M <= 3), and beyond that `"active_set"`, or block pivoting
-            vectorised over a batch with `"active_set"` where the answer is not clear-cut. On other devices:
-            `"closed"` (M <= 2) or `"faces"` (M <= 8) on the device with no host synchronisation, and beyond that one
-            explicit copy to the host and back. To name one: `"closed"` (M <= 3), `"faces"` and `"active_set"` solve a
-            batch to the bits of its problems alone; `"cvxpy"` (Clarabel) and `"scipy"` (NNLS) are references: a
-            second active set finishes what they find.
+            vectorised over a batch with `"active_set"` where the answer is not clear-cut. On
+            other devices: `"closed"` (M <= 2) or `"faces"` (M <= 8) on the device with no host synchronisation,
+            and beyond that one explicit copy to the host and back. To name one: `"closed"` (M <= 3), `"faces"`
+            and `"active_set"` solve a batch to the bits of its problems alone; `"cvxpy"` (Clarabel) and
+            `"scipy"` (NNLS; SLSQP with the terms below) are references.
         active: `(..., M)` bool; rows with False are not in the problem, whatever they hold, and get weight 0.
+        linear: `ℓ`, `(..., M)`, a linear preference term. This and the next three are solved on the host, by a
+            primal active set that starts from the point of `"cvxpy"` or `"scipy"` where one is named.
+        lower: `(..., M)` or a number, least weight of each active row (besides 0).
+        upper: `(..., M)` or a number, largest weight of each active row (besides 1).
+        inequalities: `(A, b)`, `(K, M)` and `(K,)`: `A w <= b` for every problem, in any unit; `b` of inf is none.
 
     Returns:
         `MinNormResult(weights, gap, iterations, status)`. `weights` has the (promoted) dtype of `gramian`; `gap`
-        is that of the fp64 weights, over the largest diagonal entry. `SOLVED` is what passed the optimality
-        conditions, row by row and relative to the rows' norms, of a matrix without an eigenvalue clearly below 0;
-        whatever fails them is `NOT_CONVERGED`. Only the symmetric part of `G` counts. Non-finite input gives NaN
-        weights and `Status.NON_FINITE`, no error.
+        is that of the fp64 weights, with a linear term and bounds the Frank-Wolfe gap `max_v grad'(w - v) / 2`,
+        over the largest diagonal entry. `SOLVED` is what passed the optimality conditions, row by row and relative
+        to the rows' norms, of a matrix without an eigenvalue clearly below 0; whatever fails them is
+        `NOT_CONVERGED`. Only the symmetric part of `G` counts. Non-finite input gives NaN weights and
+        `Status.NON_FINITE`, no error.
 
     Raises:
         TypeError: `gramian` or `active` is no tensor of the right kind.
-        ValueError: a shape, dtype or method that does not fit.
+        ValueError: a shape, dtype or method that does not fit, or bounds and inequalities without a solution.
 
     Source: Wolfe, "Finding the nearest point in a polytope" (1976); Désidéri, "Multiple-gradient descent
     algorithm" (2012); Sener & Koltun, "Multi-task learning as multi-objective optimization" (2018). The treatment
@@ -61,11 +76,14 @@ def min_norm(gramian: Tensor, *, method: str = "auto", active: Tensor | None = N
     slack = max(INDEFINITE, M * torch.finfo(gramian.dtype).eps)
     if active is not None:
         active = _checks.check_active(active, gramian)
-    if method == "auto" and gramian.dim() == 2 and gramian.is_cpu:
+    terms = None
+    if not (linear is None and lower is None and upper is None and inequalities is None):
+        terms = _checks.check_terms(gramian, method, linear, lower, upper, inequalities)
+    elif method == "auto" and gramian.dim() == 2 and gramian.is_cpu:
         return _host.solve_tensor(gramian, active, dtype, tol, slack)
     G = gramian.detach().to(torch.float64).reshape(-1, M, M)
     G = 0.5 * G + 0.5 * G.mT  # the form w'Gw sees no more of it
-    if method == "auto":
+    if method == "auto" and terms is None:
         method = _choose(G)
     if method in ("closed", "faces"):
         on = torch.ones(G.shape[:2], dtype=torch.bool, device=G.device)
@@ -73,7 +91,7 @@ def min_norm(gramian: Tensor, *, method: str = "auto", active: Tensor | None = N
         weights, status = _device.solve_on_device(G, on, tol, slack)
         solved = weights, _device.duality_gap(G, weights, on), torch.zeros_like(status), status
     else:
-        solved = _on_host(G, None if active is None else active.reshape(-1, M), method, tol, slack)
+        solved = _on_host(G, None if active is None else active.reshape(-1, M), method, terms, tol, slack)
     batch = gramian.shape[:-2]
     weights, gap, iterations, status = (x.to(gramian.device) for x in solved)
     weights = weights.to(dtype).reshape(gramian.shape[:-1])
@@ -93,7 +111,7 @@ def _choose(G: Tensor) -> str:
 
 
 def _on_host(
-    G: Tensor, active: Tensor | None, method: str, tol: float, slack: float
+    G: Tensor, active: Tensor | None, method: str, terms: _checks.Terms | None, tol: float, slack: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The one copy to the host, and the solve there."""
     array = G.cpu().numpy()
@@ -102,7 +120,9 @@ def _on_host(
         answers = _host.solve_batch(array, mask, tol, slack)
     else:
         mask = np.ones(array.shape[:2], np.bool_) if mask is None else mask
-        solve = {"cvxpy": _reference.solve_cvxpy, "scipy": _reference.solve_scipy}.get(method, _active_set.solve)
-        answers = _host.solve_loop(array, mask, tol, slack, solve)
+        if method == "active_set":
+            answers = _host.solve_loop(array, mask, tol, slack)
+        else:
+            answers = _reference.solve_loop(array, mask, method, terms, tol, slack)
     weights, gap, iterations, status = (torch.from_numpy(x) for x in answers)
     return weights, gap, iterations, status

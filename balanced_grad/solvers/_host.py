@@ -1,6 +1,6 @@
 """Problems on the host: few rows in plain floats, many problems at once in numpy, the rest by the active set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import nan, sqrt
 
 import numpy as np
@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from balanced_grad.solvers import _active_set, _certificate, _closed, _pivoting, _quadratic
+from balanced_grad.solvers import _active_set, _certificate, _closed, _pivoting, _problem
 from balanced_grad.solvers._active_set import Array, Mask
 from balanced_grad.solvers._result import MinNormResult, Status
 
 Rows = Sequence[Sequence[float]]
 Answer = tuple[Sequence[float] | Array, float, int, int]  # weights, gap, iterations, status
 Answers = tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]
-Solve = Callable[[Array, float], tuple[Array, int, bool]]  # one Gramian to weights, iterations, converged
 _LEAST, _MOST = 1e-100, 1e100  # cubes of these are numbers still
 
 
@@ -71,16 +70,16 @@ def _solve_three(G: Rows, tol: float, slack: float) -> Answer | None:
     return weights, max((p * w + q * v + r * u - min(product)) / scale, 0.0), 0, 0
 
 
-def solve_array(G: Array, tol: float, slack: float, solve: Solve = _active_set.solve) -> Answer:
-    """The same for a symmetric array by `solve`, the active set."""
+def solve_array(G: Array, tol: float, slack: float) -> Answer:
+    """The same by the active set, for a symmetric array."""
     if np.count_nonzero(np.isfinite(G)) < G.size:
         return np.full(len(G), nan), nan, 0, int(Status.NON_FINITE)
     G = in_range(G)
-    w, iterations, _ = solve(G, tol)
+    w, iterations, _ = _active_set.solve(G, tol)
     roots = _certificate.norms(G.diagonal()).tolist()
     passed = _passes(G, w, roots, tol)
     if not passed:  # what its steps could not tell apart, other ones may
-        again, more, _ = _quadratic.solve_from(G, np.full(len(G), 1.0 / len(G)), tol)
+        again, more, _ = _problem.solve_plain(G, tol)
         iterations += more
         passed = _passes(G, again, roots, tol)
         w = again if passed or not np.isfinite(w).all() else w
@@ -116,14 +115,14 @@ def solve_active(G: Rows, active: Sequence[bool], tol: float, slack: float) -> A
     return weights, gap, iterations, status
 
 
-def solve_loop(G: Array, active: Mask, tol: float, slack: float, solve: Solve = _active_set.solve) -> Answers:
+def solve_loop(G: Array, active: Mask, tol: float, slack: float) -> Answers:
     """`(B, M, M)` problems one after another, by the active set."""
     weights, gaps = np.zeros(active.shape), np.zeros(len(G))
     iterations, status = np.zeros((2, len(G)), np.int64)
     for k, mask in enumerate(active):
         on = np.flatnonzero(mask)
         if len(on):
-            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol, slack, solve)
+            weights[k, on], gaps[k], iterations[k], status[k] = solve_array(G[k][on][:, on], tol, slack)
         else:
             status[k] = Status.NO_ACTIVE_ROW
     return weights, gaps, iterations, status

@@ -25,6 +25,20 @@ G3 = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.5], [1.0, 0.5, 4.0]])
         ({"active": torch.ones(3)}, TypeError, "float32.*bool"),
         ({"active": [True, True, True]}, TypeError, "list.*bool"),
         ({"active": torch.ones(2, dtype=torch.bool)}, ValueError, r"active has shape \(2,\).*\(3,\)"),
+        ({"linear": torch.ones(4)}, ValueError, r"linear has shape \(4,\).*\(3,\)"),
+        ({"linear": torch.tensor([0.0, torch.nan, 0.0])}, ValueError, "linear.*not finite"),
+        ({"lower": float("nan")}, ValueError, "lower.*not finite"),
+        ({"linear": torch.ones(3), "method": "faces"}, ValueError, "'faces'.*choose 'auto', 'cvxpy' or 'scipy'"),
+        ({"upper": 0.3}, ValueError, r"upper sums to 0\.9.*at least 1"),
+        ({"lower": 0.4}, ValueError, r"lower sums to 1\.2.*at most 1"),
+        ({"lower": 0.5, "upper": 0.4}, ValueError, r"lower=0\.5 is above upper=0\.4"),
+        ({"inequalities": (torch.ones(1, 2), torch.ones(1))}, ValueError, r"\(1, 2\).*A \(K, 3\)"),
+        ({"inequalities": (torch.ones(1, 3), torch.zeros(1))}, ValueError, "no weights satisfy.*loosen b"),
+        (
+            {"inequalities": (torch.ones(1, 3), torch.zeros(1)), "method": "scipy"},
+            ValueError,
+            "no weights satisfy.*loosen b",
+        ),
     ],
 )
 def test_errors_name_what_was_written(arguments, error, message):
