@@ -170,6 +170,10 @@ class MinNorm(Balancer):
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""
-        mine = {"normalize": self.normalize, "rescale": self.rescale, "joint_floor": self.joint_floor}
+        mine: dict[str, object] = {
+            "normalize": self.normalize,
+            "rescale": self.rescale,
+            "joint_floor": self.joint_floor,
+        }
         mine |= {"bounds": self.bounds} if self.bounds else {}
         return mine | ({} if self.solver == "auto" else {"solver": self.solver}) | super().settings()

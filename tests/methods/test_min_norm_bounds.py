@@ -54,9 +54,9 @@ def divided(rows, w, divisor):
 def oracle(rows, divisor, low, high):
     """The convex problem in unnormalised weights by Clarabel, and its shares."""
     z = cp.Variable(len(rows))
-    total = cp.sum(z)
+    total = cp.sum(z)  # type: ignore[attr-defined]
     keep = [divisor.numpy() @ z == 1, z >= low * total, z <= high * total]
-    cp.Problem(cp.Minimize(cp.sum_squares(rows.numpy().T @ z)), keep).solve(
+    cp.Problem(cp.Minimize(cp.sum_squares(rows.numpy().T @ z)), keep).solve(  # type: ignore[attr-defined]
         solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12
     )
     return torch.from_numpy(z.value / z.value.sum())
