@@ -9,27 +9,25 @@ import nox
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 
-# What the core is tested with: no trainer of another library, no peer, no page builder.
-CORE = ("pytest", "hypothesis", "pytest-benchmark")
-# Of tests/, what needs more than CORE, by what it needs.
+CORE = ("pytest", "hypothesis")  # beside the extras
+# What is left out, by what it needs.
 LEFT_OUT = {
-    "trainers": (
+    "trainers of other libraries": (
+        "balanced_grad/integrations",
         "tests/integrations",
         "tests/arrangements",
         "tests/optim/test_nesting.py",
         "tests/attach/test_transformers.py",
     ),
-    "the bench extra": ("tests/bench_accuracy", "tests/bench_guard", "tests/bench_published", "tests/test_bench.py"),
     "the build tools": ("tests/packaging",),
 }
 
 
 def _run(session: nox.Session, *left_out: str) -> None:
-    """All tests of ``tests/`` and the doctests of the package, but for what is left out, which is printed."""
+    """All of ``tests/`` and the doctests of the package, but for what is left out, which is printed."""
     ignored = [path for part in left_out for path in LEFT_OUT[part]]
-    session.log(
-        f"left out: {', '.join(f'{path} ({part})' for part in left_out for path in LEFT_OUT[part]) or 'nothing'}"
-    )
+    for part in left_out:
+        session.log(f"left out, since {part} are not installed: {', '.join(LEFT_OUT[part])}")
     session.run("python", "-m", "pip", "list")
     arguments = session.posargs or ["tests", "balanced_grad"]
     session.run("python", "-m", "pytest", "-q", *[f"--ignore={path}" for path in ignored], *arguments)
@@ -38,14 +36,14 @@ def _run(session: nox.Session, *left_out: str) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The lowest versions that are declared."""
-    session.install("-c", "constraints-lowest.txt", ".[demo]", *CORE)
+    session.install("-c", "constraints-lowest.txt", ".[demo,bench]", *CORE)
     _run(session, *LEFT_OUT)
 
 
 @nox.session(python=["3.11", "3.13"])
 def newest(session: nox.Session) -> None:
     """Whatever is newest today."""
-    session.install("--upgrade", "--upgrade-strategy", "eager", ".[demo]", *CORE)
+    session.install("--upgrade", "--upgrade-strategy", "eager", ".[demo,bench]", *CORE)
     _run(session, *LEFT_OUT)
 
 

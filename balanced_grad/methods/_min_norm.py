@@ -129,7 +129,7 @@ class MinNorm(Balancer):
         return Weighting(torch.where(active, weights, torch.ones_like(weights)))
 
     def _solve(self, gramian: Tensor, divisor: Tensor, active: Tensor, names: tuple[str, ...]) -> Tensor:
-        """Weights of the shortest point, up to a common factor: of the divided gradients' hull, or of what bounds leave.
+        """Weights of the shortest point, up to a factor: of the divided gradients' hull, or of what bounds leave of it.
 
         With bounds the shares reach over a smaller simplex or polytope; its corners, each a mixture of gradients over
         the same mixture of divisors, span the hull.

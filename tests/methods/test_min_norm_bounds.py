@@ -259,7 +259,7 @@ def losses_of(names, x):
 
 def test_names():
     x = torch.ones(2, requires_grad=True)
-    with pytest.raises(ValueError, match="'vidoe'.*write 'video'"):
+    with pytest.raises(ValueError, match=r"'vidoe'.*write 'video'"):
         bg.MinNorm(bounds={"vidoe": (0.1, 1)})(losses_of(("joint", "audio", "video"), x))
     with pytest.warns(bg.InactiveBalancerWarning, match="none of the losses"):
         bg.MinNorm(bounds={"lidar": (0.1, 1)})(losses_of(("joint", "audio"), x))
@@ -289,7 +289,7 @@ def test_bad_bounds(bounds, error, message):
 
 
 def test_a_floor_and_bounds_do_not_go_together():
-    with pytest.raises(ValueError, match="joint_floor=0.5 with bounds"):
+    with pytest.raises(ValueError, match=r"joint_floor=0\.5 with bounds"):
         bg.MinNorm(bounds={"audio": (0.1, 1)}, joint_floor=0.5)
     assert bg.MinNorm(bounds={"audio": (0.1, 1)}).joint_floor == 0
     assert "bounds={'audio': (0.1, 1.0)}" in repr(bg.MinNorm(bounds={"audio": (0.1, 1)}))
