@@ -1,10 +1,11 @@
-"""One command on a fresh machine: sets up ``.venv`` beside this file, then does the task.
+"""One command on a fresh machine: sets up ``.venv`` beside this file, as far as the task needs it, then does the task.
 
-python3 run.py demo    train on embedded real data, print the table, write the picture to demo-out/
-python3 run.py test    lint, types, tests (doctests and the examples of README and docs too), strict docs build
-python3 run.py docs    build the documentation into site/
-python3 run.py bench   subroutine-time benchmarks
+python3 run.py demo      train on embedded real data, print the table, write the picture to demo-out/
+python3 run.py test      lint, types, tests (doctests and the examples of README and docs too), strict docs build
+python3 run.py docs      build the documentation into site/
+python3 run.py bench     subroutine-time benchmarks
 python3 run.py coverage  lines and branches that the tests reach, in one process
+python3 run.py matrix    the tests on the lowest and the newest versions: gigabytes, and most of an hour
 
 Further arguments go to the task: ``python3 run.py demo --seeds 5``, ``python3 run.py test tests/test_balancer.py``.
 """
@@ -19,10 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PIP = ("pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt")
 
 
 def call(*command: str) -> None:
-    """Run a command of the virtual environment from the project root; stop at its first failure."""
+    """Run a module of the virtual environment from the project root; stop at its first failure."""
     print("+", *command, flush=True)
     quiet = {"NO_MKDOCS_2_WARNING": "1", "MPLBACKEND": "Agg"}
     status = subprocess.call([str(PYTHON), "-m", *command], cwd=ROOT, env={**os.environ, **quiet})
@@ -30,20 +32,27 @@ def call(*command: str) -> None:
         sys.exit(status)
 
 
-def set_up() -> None:
-    """Create the virtual environment and install the project with all extras, unless that is done already."""
+def set_up(extra: str) -> None:
+    """Create the virtual environment and install the project with one of its extras, unless that is done already."""
     wanted = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
-    stamp = VENV / "installed-for"
-    if stamp.exists() and stamp.read_text() == wanted:
+    if any(_installed(done, wanted) for done in (extra, "dev")):
         return
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
-    pip = ("pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt")
-    call(*pip, "torch")  # first and alone, so that nothing else chooses its build
-    call(*pip, "-e", ".[dev]")
-    # It asks for torchvision, which has no build beside a CPU torch and which nothing that we use of it imports.
-    call(*pip, "--no-deps", "backpack-for-pytorch")
-    stamp.write_text(wanted)
+    call(*PIP, "torch")  # first and alone, so that nothing else chooses its build
+    call(*PIP, "-e", f".[{extra}]")
+    if extra == "dev":
+        # It asks for torchvision, which has no build beside a CPU torch and which nothing that we use of it imports.
+        call(*PIP, "--no-deps", "backpack-for-pytorch")
+    _stamp(extra).write_text(wanted)
+
+
+def _stamp(extra: str) -> Path:
+    return VENV / f"installed-{extra}"
+
+
+def _installed(extra: str, wanted: str) -> bool:
+    return _stamp(extra).exists() and _stamp(extra).read_text() == wanted
 
 
 def demo(*extra: str) -> None:
@@ -77,17 +86,32 @@ def coverage(*extra: str) -> None:
     call("pytest", "--cov", *extra)
 
 
+def matrix(*extra: str) -> None:
+    """The tests on other versions, in environments of their own under .nox/; see noxfile.py."""
+    call("nox", *extra)
+
+
+TASKS = {"demo": demo, "test": test, "docs": docs, "bench": bench, "coverage": coverage, "matrix": matrix}
+# Of the other tasks it is dev, which has demo, bench and docs in it.
+EXTRAS = {
+    "demo": "demo",
+    "bench": "bench",
+    "docs": "docs",
+    "matrix": "matrix",
+}
+
+
 def main() -> None:
     """Choose the task."""
-    tasks = {"demo": demo, "test": test, "docs": docs, "bench": bench, "coverage": coverage}
-    if len(sys.argv) < 2 or sys.argv[1] not in tasks:
-        sys.exit(f"{__doc__}\nunknown task {sys.argv[1:2]}: choose one of {', '.join(tasks)}")
+    task, *extra = sys.argv[1:] or [""]
+    if task not in TASKS:
+        sys.exit(f"{__doc__}\nunknown task {task!r}: choose one of {', '.join(TASKS)}")
     if sys.version_info < (3, 11):
         sys.exit(
             f"balanced_grad needs Python 3.11 or newer; this is {sys.version.split()[0]} ({shutil.which('python3')})"
         )
-    set_up()
-    tasks[sys.argv[1]](*sys.argv[2:])
+    set_up(EXTRAS.get(task, "dev"))
+    TASKS[task](*extra)
 
 
 if __name__ == "__main__":
