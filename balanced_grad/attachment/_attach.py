@@ -14,6 +14,7 @@ from balanced_grad.attachment._split import Split
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.labels import Task
+from balanced_grad.members import Named, NamedMembers, entries
 from balanced_grad.notices import Notices
 
 Value = TypeVar("Value")
@@ -21,7 +22,7 @@ Value = TypeVar("Value")
 
 def attach(
     model: nn.Module,
-    modalities: Mapping[str, nn.Module] | nn.ModuleDict | Sequence[str],
+    modalities: Named | Sequence[str],
     num_outputs: int | None = None,
     *,
     task: Task = "classification",
@@ -44,7 +45,8 @@ def attach(
 
     Args:
         model: the model whose forward is called in training.
-        modalities: name -> encoder, a module inside ``model``; for ``mute`` the names are enough.
+        modalities: name -> encoder, a module inside ``model``, also as ``ModalityGroups``; for ``mute`` the names
+            are enough.
         num_outputs: number of classes, labels or targets: makes heads.
         task: ``"classification"`` (default), ``"multilabel"`` or ``"regression"``; decides loss and score.
         split: the linear head whose input is the encoders' outputs, concatenated in the order of ``modalities``.
@@ -95,7 +97,7 @@ def attach(
         >>> aux.detach()
     """
     _check(model, task, {"num_outputs": num_outputs, "split": split, "mute": mute})
-    names = tuple(modalities)
+    names = modalities.names if isinstance(modalities, NamedMembers) else tuple(modalities)
     if mute is not None:
         _refuse("mute", pool=pool, mask=mask, widths=widths, stop_gradient=stop_gradient or None)
         muted = Mute(model, names, _inputs(mute, names) if isinstance(mute, Mapping) else mute, logits)
@@ -159,17 +161,10 @@ def _inputs(mute: Inputs, names: tuple[str, ...]) -> Inputs:
     return inputs
 
 
-def _encoders(
-    model: nn.Module, modalities: Mapping[str, nn.Module] | nn.ModuleDict | Sequence[str]
-) -> dict[str, nn.Module]:
-    if not isinstance(modalities, Mapping | nn.ModuleDict):
-        raise TypeError(
-            f"modalities is a {type(modalities).__name__}; give a mapping of name -> encoder, "
-            "e.g. {'audio': model.audio_encoder}"
-        )
+def _encoders(model: nn.Module, modalities: Named | Sequence[str]) -> dict[str, nn.Module]:
     inside = {id(module) for module in model.modules()}
     encoders: dict[str, nn.Module] = {}
-    for name, encoder in modalities.items():
+    for name, encoder in entries(modalities, "modalities", "encoder").items():
         if name == JOINT:
             raise ValueError(f"{JOINT!r} is the name of the fused prediction's loss; name the modality otherwise")
         if not isinstance(encoder, nn.Module):

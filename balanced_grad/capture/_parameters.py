@@ -91,9 +91,13 @@ class ParameterCapture:
     def _lay_out(self) -> None:
         """Which columns of which rows belong to which problem."""
         shared = [rows for rows in self._rows if rows.group.shared]
-        problem_of, self.problems = self._problems([rows.group for rows in shared])
-        self._runs = {rows: runs(problems, rows.bounds) for rows, problems in zip(shared, problem_of, strict=True)}
-        self._runs |= {r: [Run(slice(0, r.bounds[-1]), None)] for r in self._rows if not r.group.shared}
+        if self._partition.single:  # nothing to tell apart, so no parameter is looked at
+            self.problems = ("all",) if shared else ()
+            self._runs = {rows: [Run(slice(0, rows.size), 0)] for rows in shared}
+        else:
+            problem_of, self.problems = self._problems([rows.group for rows in shared])
+            self._runs = {rows: runs(problems, rows.bounds) for rows, problems in zip(shared, problem_of, strict=True)}
+        self._runs |= {rows: [Run(slice(0, rows.size), None)] for rows in self._rows if not rows.group.shared}
 
     def _problems(self, groups: list[Group]) -> tuple[list[list[int | None]], tuple[str, ...]]:
         return self._partition.split(groups, self._plan.names, self._params)

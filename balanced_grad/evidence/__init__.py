@@ -1,4 +1,4 @@
-"""Gradient uncertainty to evidence to opinions to one fused gradient: the method BOGC, and the pure functions it is made of.
+"""Gradient uncertainty to evidence to opinions to one fused gradient: BOGC, and the pure functions it is made of.
 
 After "Rethinking Multi-Modal Learning from Gradient Uncertainty" (BOGC-MML, Guo et al., 2025), of which only the
 abstract, the opening and digests could be read. Theirs, as far as these tell: gradients of the last layer as random
