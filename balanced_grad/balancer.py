@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from balanced_grad.capture import (
     select,
     weighted,
 )
-from balanced_grad.checks import reads_gramian, refuse, weighting
+from balanced_grad.checks import check_choice, reads_gramian, refuse, weighting
 from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
@@ -104,8 +104,7 @@ class Balancer(nn.Module, ABC):
         if not self._partition.single and (include_exclusive or level == "features"):
             what = "include_exclusive=True" if include_exclusive else "level='features'"
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
-        if level not in get_args(Level):
-            raise ValueError(f"level={level!r}: choose one of {get_args(Level)}")
+        check_choice("level", level, Level)
         if not (self.needs_gramian or record_gramian):
             refuse(
                 type(self).__name__,

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from balanced_grad.attachment._pooling import Pool, Pooling
 from balanced_grad.attachment._split import Split
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
+from balanced_grad.checks import check_choice, refuse_beside
 from balanced_grad.labels import Task
 from balanced_grad.members import Named, NamedMembers, entries
 from balanced_grad.notices import Notices
@@ -99,10 +100,10 @@ def attach(
     _check(model, task, {"num_outputs": num_outputs, "split": split, "mute": mute})
     names = modalities.names if isinstance(modalities, NamedMembers) else tuple(modalities)
     if mute is not None:
-        _refuse("mute", pool=pool, mask=mask, widths=widths, stop_gradient=stop_gradient or None)
+        refuse_beside("mute", pool=pool, mask=mask, widths=widths, stop_gradient=stop_gradient)
         muted = Mute(model, names, _inputs(mute, names) if isinstance(mute, Mapping) else mute, logits)
         return Attachment(muted, task, None, muted)
-    _refuse("num_outputs" if split is None else "split", logits=logits)
+    refuse_beside("num_outputs" if split is None else "split", logits=logits)
     encoders = _encoders(model, modalities)
     notices = Notices()
     pooling = Pooling(_by_name("pool", pool, names), Masks(model, _by_name("mask", mask, names), notices))
@@ -123,20 +124,13 @@ def attach(
 def _check(model: object, task: object, ways: Mapping[str, object]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give the module whose forward is called in training")
-    if task not in get_args(Task):
-        raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
+    check_choice("task", task, Task)
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise ValueError(
             "give one of num_outputs= (heads to be trained), split= (the model's linear head) and mute= (other inputs "
             f"zeroed), not {' and '.join(given) or 'none'}"
         )
-
-
-def _refuse(way: str, **options: object) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"{name}= has no meaning with {way}=; leave it out")
 
 
 def _by_name(setting: str, value: Value | Mapping[str, Value] | None, names: tuple[str, ...]) -> dict[str, Value]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._plan import Group
+from balanced_grad.checks import check_choice
 from balanced_grad.members import Named, NamedMembers, is_named
 
 GroupsName = Literal["all", "reach", "tensor"]
@@ -32,9 +33,7 @@ class Partition:
         self.groups = groups if isinstance(groups, str) else None
         self._members: NamedMembers | None = None
         if isinstance(groups, str):
-            if groups not in get_args(GroupsName):
-                choices = get_args(GroupsName)
-                raise ValueError(f"groups={groups!r}: choose one of {choices}, or give a mapping of name -> parameters")
+            check_choice("groups", groups, GroupsName, ", or give a mapping of name -> parameters")
             return
         if not is_named(groups) or not groups:
             raise TypeError(

@@ -1,9 +1,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from balanced_grad.checks import check_choice
 from balanced_grad.evidence._taps import watch
 from balanced_grad.members import NamedMembers, entries, is_named
 
@@ -56,8 +57,7 @@ class Block:
     """
 
     def __init__(self, modules: Modules, layers: Layers, *, linear: bool, by_index: bool = False) -> None:
-        if layers not in get_args(Layers):
-            raise ValueError(f"layers={layers!r}: choose one of {get_args(Layers)}")
+        check_choice("layers", layers, Layers)
         named = _named(modules)
         held = {name: _holding_parameters(name, module) for name, module in named.items()}
         chosen = {name: found if layers == "all" else found[-1:] for name, found in held.items()}

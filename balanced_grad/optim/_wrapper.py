@@ -1,12 +1,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
+from balanced_grad.checks import check_choice
 from balanced_grad.modulation import Modalities, ModalityGroups, grouped
 from balanced_grad.optim import _checkpoint
 from balanced_grad.optim._activity import ActivityWatch
@@ -105,8 +106,7 @@ class BalancedOptimizer(Optimizer):
         self._watch = SilenceWatch(self.modalities, balancer.notices)
         self._activity = ActivityWatch(balancer, _CALL_IT)
         self._check_modalities()
-        if accumulate not in get_args(Accumulate):
-            raise ValueError(f"accumulate={accumulate!r}: choose one of {get_args(Accumulate)}")
+        check_choice("accumulate", accumulate, Accumulate)
         balancer.accumulate_rows(accumulate == "rows")
         balancer.resolve_target(is_scale_invariant(self.base))
 
