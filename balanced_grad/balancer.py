@@ -235,7 +235,7 @@ class Balancer(nn.Module, ABC):
         weights = select(weights, tuple(map(problem.names.index, given.names)))
         if restricted is not None:
             return on_backward(value, partial(restricted, weights), restricted.through)
-        return weighted(value, weights, given)
+        return weighted(value, weights, given.tensors)
 
     def _admit(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None) -> Losses:
         """The losses of this batch, checked; what is legal there and yet looks like a mistake is said once."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from balanced_grad.capture._common import average
 from balanced_grad.capture._inner import add_block, select, squared_norm
-from balanced_grad.capture._losses import JOINT, Losses
+from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._partition import Partition, Run, runs
 from balanced_grad.capture._plan import Group, Plan
@@ -108,8 +108,7 @@ class ParameterCapture:
         self._rows = self._memory.arena.rows([group for group in self._plan.groups if group.shared or whole])
         rows_of = {rows.group: rows for rows in self._rows}
         bystanders = self._plan.bystanders
-        # The joint loss has the largest graph: last, so that it is freed as it is traversed.
-        order = sorted(range(len(self._losses.names)), key=lambda i: self._losses.names[i] == JOINT)
+        order = self._walk.order
         keep = self._walk.needed_later()
         for loss in order:
             groups = self._plan.reached_by(loss)

@@ -14,7 +14,8 @@ from balanced_grad.diagnostics._items import Items, class_labels
 from balanced_grad.diagnostics._latent import Latent
 from balanced_grad.diagnostics._model import Train
 from balanced_grad.diagnostics._report import LatentQuality
-from balanced_grad.diagnostics._subsets import Subset, all_subsets, in_order
+from balanced_grad.diagnostics._subsets import Subset, in_order
+from balanced_grad.subsets import all_subsets
 
 MANY = 6  # 63 subsets; each further modality doubles them
 
