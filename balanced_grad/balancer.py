@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from balanced_grad.capture import (
     select,
     weighted,
 )
-from balanced_grad.checks import reads_gramian, refuse, weighting
+from balanced_grad.checks import check_choice, reads_gramian, refuse, weighting
 from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
@@ -107,8 +107,7 @@ class Balancer(nn.Module, ABC):
         if not self._partition.single and (include_exclusive or level == "features"):
             what = "include_exclusive=True" if include_exclusive else "level='features'"
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
-        if level not in get_args(Level):
-            raise ValueError(f"level={level!r}: choose one of {get_args(Level)}")
+        check_choice("level", level, Level)
         if not (self.needs in _CAPTURED or record_gramian):
             refuse(
                 type(self).__name__,
@@ -253,7 +252,7 @@ class Balancer(nn.Module, ABC):
         weights = select(weights, tuple(map(problem.names.index, given.names)))
         if restricted is not None:
             return on_backward(value, partial(restricted, weights), restricted.through)
-        return weighted(value, weights, given)
+        return weighted(value, weights, given.tensors)
 
     def _admit(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None) -> Losses:
         """The losses of this batch, checked; what is legal there and yet looks like a mistake is said once."""

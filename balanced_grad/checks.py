@@ -1,7 +1,8 @@
-"""What a user's own code returns, checked where it arrives; and options without effect, refused."""
+"""What a user's own code returns, checked where it arrives; options without effect or meaning, refused."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,11 +18,28 @@ _CONSTANTS = (
 
 
 def refuse(who: str, since: str, **options: object) -> None:
-    """Refuse the options that were set, all but None and False, which have no effect ``since`` something is so."""
-    chosen = [f"{name}={_short(value)}" for name, value in options.items() if value is not None and value is not False]
-    if chosen:
-        has = "has" if len(chosen) == 1 else "have"
-        raise ValueError(f"{who}: {' and '.join(chosen)} {has} no effect, since {since}")
+    """Refuse the options that were set and have no effect ``since`` something is so."""
+    idle = [f"{name}={_short(value)}" for name, value in _set(options).items()]
+    if idle:
+        has = "has" if len(idle) == 1 else "have"
+        raise ValueError(f"{who}: {' and '.join(idle)} {has} no effect, since {since}")
+
+
+def refuse_beside(other: str, **options: object) -> None:
+    """Refuse an option that was set beside the ``other`` one, with which it has no meaning."""
+    for name in _set(options):
+        raise ValueError(f"{name}= has no meaning with {other}=; leave it out")
+
+
+def _set(options: Mapping[str, object]) -> dict[str, object]:
+    """All but None and False, which say that an option is not used."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def check_choice(setting: str, value: object, choices: Any, otherwise: str = "") -> None:
+    """Refuse what is not among the values of a ``Literal``; ``otherwise`` says what else could be written."""
+    if value not in get_args(choices):
+        raise ValueError(f"{setting}={value!r}: choose one of {get_args(choices)}{otherwise}")
 
 
 def vector(
@@ -51,22 +69,22 @@ def vector(
 
 def scalar(value: object, like: Tensor, who: str, notices: Notices) -> Tensor:
     """``value`` as a real ``()`` tensor; shape ``(1,)`` will do."""
-    one = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
-    return vector(one, (), like, who, notices, "; reduce it, for example by mean()")
+    number = value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
+    return vector(number, (), like, who, notices, "; reduce it, for example by mean()")
 
 
-def weighting(chosen: object, problem: Problem, who: str, notices: Notices) -> Weighting:
+def weighting(returned: object, problem: Problem, who: str, notices: Notices) -> Weighting:
     """What ``weigh`` returned: one weight per loss, and per problem where there are several."""
     shape = problem.losses.shape if problem.gramian is None else problem.gramian.shape[:-1]
     hint = f"; return bg.Weighting(weights) with weights of shape {tuple(shape)} for the losses {list(problem.names)}"
-    if not isinstance(chosen, Weighting):
-        raise TypeError(f"{who} returned {described(chosen)}{hint}")
+    if not isinstance(returned, Weighting):
+        raise TypeError(f"{who} returned {described(returned)}{hint}")
     like = problem.losses if problem.gramian is None else problem.gramian
-    weights = vector(chosen.weights, shape, like, who, notices, hint)
-    if chosen.value is None:
+    weights = vector(returned.weights, shape, like, who, notices, hint)
+    if returned.value is None:
         return Weighting(weights)
     hint = "; the value of a Weighting is a 0-dimensional tensor, or None"
-    return Weighting(weights, vector(chosen.value, (), problem.losses, who, notices, hint))
+    return Weighting(weights, vector(returned.value, (), problem.losses, who, notices, hint))
 
 
 def reads_gramian(trace: TracebackType | None) -> bool:

@@ -78,13 +78,6 @@ class Stateful(ABC):
             self.load_state(saved["state"])
 
 
-def beside(other: float | Tensor, value: float | Tensor) -> float | Tensor:
-    """A number of a loaded state as the kind that it meets: a float beside a float, else a tensor on that device."""
-    if isinstance(other, Tensor):
-        return value.to(other.device) if isinstance(value, Tensor) else other.new_full((), value)
-    return float(value)
-
-
 def pack(value: Mapping[str, Any]) -> Tensor:
     """Plain values as uint8 ``(16384 n,)`` on the CPU."""
     buffer = io.BytesIO()

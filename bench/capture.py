@@ -16,6 +16,7 @@ import torch
 
 import balanced_grad as bg
 from balanced_grad.evidence import StepVariance
+from bench._markdown import header, row
 from bench._models import ENCODERS, Model
 
 try:
@@ -100,13 +101,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*batching rule.*")  # torchjd's vmap over attention
     print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}")
     names = list(variants(Model("mlp", 1)))
-    print("| encoders | M | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 2))
+    print(header("encoders", "M", *names))
     for kind in arguments.encoders:
         for modalities in arguments.modalities:
             ratios = measure(kind, modalities, arguments.batch, arguments.rounds)
-            print(
-                f"| {kind} | {modalities} | " + " | ".join(f"{ratios[name]:.2f}" for name in names) + " |", flush=True
-            )
+            print(row(kind, modalities, *(f"{ratios[name]:.2f}" for name in names)), flush=True)
 
 
 if __name__ == "__main__":

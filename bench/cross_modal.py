@@ -26,10 +26,11 @@ from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
 from balanced_grad.models import Bernoulli, CrossModalVI
+from bench import _markdown as markdown
 
 LEFT, RIGHT = "left", "right"
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-HEADER = "| model | both | left only | right only | CE right, given left | CE left, given right |"
+COLUMNS = ("model", "both", "left only", "right only", "CE right, given left", "CE left, given right")
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,12 @@ def run(name, model, seed, out, done):
 
 
 def table(name, done):
-    print(f"\n{HEADER}\n|{' --- |' * 6}")
+    print("\n" + markdown.header(*COLUMNS))
     labels = dict.fromkeys(label for data, label, _ in done if data == name)
     for label in labels:
         rows = [row for (data, other, _), row in done.items() if (data, other) == (name, label)]
         cells = [[row[key] for row in rows] for key in ("both", LEFT, RIGHT, f"ce {RIGHT}", f"ce {LEFT}")]
-        print(f"| {label} | " + " | ".join(spread(cell) for cell in cells) + " |")
+        print(markdown.row(label, *map(spread, cells)))
 
 
 def spread(values):

@@ -31,6 +31,7 @@ from balanced_grad.demo._folder import load_folder
 from balanced_grad.demo._model import FEATURES, encoder
 from balanced_grad.demo._train import BATCH
 from balanced_grad.models import Bernoulli, CrossModalVI, Gaussian, Modality
+from bench import _markdown as markdown
 
 HIDDEN = 64
 
@@ -156,10 +157,10 @@ def table(data, done):
             rows.setdefault(method, []).append(row)
     rows["a constant"] = [constant(data)]
     columns = dict.fromkeys(key for runs in rows.values() for key in runs[0] if key not in ("data", "method", "seed"))
-    print(f"\n| {name} | " + " | ".join(columns) + f" |\n|{' --- |' * (len(columns) + 1)}")
+    print("\n" + markdown.header(name, *columns))
     for method, runs in rows.items():
         cells = [spread([run[c] for run in runs if c in run], 2 if c.startswith("nll") else 1) for c in columns]
-        print(f"| {method} | " + " | ".join(cells) + " |")
+        print(markdown.row(method, *cells))
 
 
 def spread(values, digits):

@@ -25,6 +25,7 @@ from balanced_grad.demo._folder import load_folder
 from balanced_grad.demo._probe import probe
 from balanced_grad.demo._train import ALONE, BASELINE, BATCH, JOINT, Method, Trainer, accuracies
 from balanced_grad.evidence import Laplace, SampleVariance, StepVariance
+from bench._markdown import header, row
 
 
 def bogc(name, variance=None, block="encoders", **options):
@@ -130,8 +131,8 @@ def missing(model, method, train, split):
 def table(name, results):
     alone = {r["seed"]: r for r in results if r["method"] == ALONE.name}
     print(f"\n{name}: {len(alone)} seeds; validation, then test")
-    print("| method | mean gap | worst gap | fused | one missing | mean gap, test | fused, test | one missing, test |")
-    print("|" + " --- |" * 8)
+    on_test = ("mean gap, test", "fused, test", "one missing, test")
+    print(header("method", "mean gap", "worst gap", "fused", "one missing", *on_test))
     for method in METHODS:
         own = [r for r in results if r["method"] == method.name and r["seed"] in alone]
         if not own:
@@ -144,7 +145,7 @@ def table(name, results):
             if split == "val":
                 cells.append(f"{min(by_modality):+.2f}")
             cells += [spread([r[split] for r in own]), spread([r[f"missing_{split}"] for r in own])]
-        print(f"| {method.name} | " + " | ".join(cells) + " |", flush=True)
+        print(row(method.name, *cells), flush=True)
 
 
 def spread(values):

@@ -19,6 +19,7 @@ from torch import nn
 
 import balanced_grad as bg
 from balanced_grad.evidence import StepVariance
+from bench._markdown import header, row
 
 DIMS, REPEATS, WARM_UP = 400, 20, 30
 RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -96,13 +97,12 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = measure(arguments.seeds)
-    print("| items | method | " + " | ".join(f"ratio {ratio:g}" for ratio in RATIOS) + " |")
-    print("|" + " --- |" * (len(RATIOS) + 2))
+    print(header("items", "method", *(f"ratio {ratio:g}" for ratio in RATIOS)))
     for items in ITEMS:
         for name in METHODS:
             cells = (f"{results[items, name, ratio]:.3f}" for ratio in RATIOS)
-            print(f"| {items} | {name} | " + " | ".join(cells) + " |")
-    print("| | bound | " + " | ".join(f"{bound(ratio):.3f}" for ratio in RATIOS) + " |")
+            print(row(items, name, *cells))
+    print(row("", "bound", *(f"{bound(ratio):.3f}" for ratio in RATIOS)))
     if arguments.plot:
         plot(results, arguments.plot)
 

@@ -26,6 +26,7 @@ from balanced_grad.demo._folder import load_folder
 from balanced_grad.demo._model import FEATURES, encoder
 from balanced_grad.models import ProductOfExperts, expert_subsets, fit_temperature, fit_weights, train_experts
 from balanced_grad.models import predictions as predict
+from bench import _markdown as markdown
 
 BALANCERS = {"": None, " + per-expert loss": bg.Uniform, " + MIMO": bg.MIMO}
 SINGLE, INTRA, INTER, PRODUCT = "best single modality", "intra", "inter", "I2M2"
@@ -147,8 +148,8 @@ def load(name, epochs):
 def table(results):
     """Means over seeds, of accuracy with the deviation; as trained, then with a temperature, then with exponents."""
     print(f"\n{results[0]['name']}: {len(results)} seeds\n")
-    print("| row | accuracy | NLL | ECE | NLL, temperature | ECE | accuracy, weights | NLL | ECE |")
-    print("|" + " --- |" * 9)
+    tempered = ("NLL, temperature", "ECE")
+    print(markdown.header("row", "accuracy", "NLL", "ECE", *tempered, "accuracy, weights", "NLL", "ECE"))
     for row in results[0]["rows"]:
         if row.endswith((", temperature", ", weights")):
             continue
@@ -158,12 +159,12 @@ def table(results):
             spread = statistics.stdev(accuracy) if len(results) > 1 else 0.0
             cells += [f"{statistics.mean(accuracy):.1f} ± {spread:.1f}"] * (kind != ", temperature")
             cells += [f"{statistics.mean(nll):.3f}", f"{statistics.mean(error):.1f}"]
-        print(f"| {row} | " + " | ".join(cells) + " |")
-    print("\n| row | exponents fitted |\n| --- | --- |")
+        print(markdown.row(row, *cells))
+    print("\n" + markdown.header("row", "exponents fitted"))
     for row, first in results[0]["exponents"].items():
         if row.startswith((INTRA, PRODUCT)) and row.endswith("weights"):
             means = {e: statistics.mean(r["exponents"][row][e] for r in results) for e in first}
-            print(f"| {row.removesuffix(', weights')} | " + ", ".join(f"{e} {w:.2f}" for e, w in means.items()) + " |")
+            print(markdown.row(row.removesuffix(", weights"), ", ".join(f"{e} {w:.2f}" for e, w in means.items())))
 
 
 def run_all(tasks, seeds, out):

@@ -34,6 +34,7 @@ from balanced_grad.demo._folder import load_folder
 from balanced_grad.demo._model import LateFusion
 from balanced_grad.demo._train import BATCH, RECIPE
 from balanced_grad.diagnostics import latent_quality, paired_gap, sample_size_curve
+from bench import _markdown as markdown
 
 OVERLAPS = (1.0, 0.8, 0.5, 0.2, 0.0)
 PAPER = {  # Table 4 of the paper
@@ -72,8 +73,7 @@ def synthetic(arguments):
     print(
         f"{arguments.items} items, {arguments.seeds} data sets: Bayes risk | paper (N unknown) | model | refitted head"
     )
-    print("| observed | " + " | ".join(f"o = {o:g}" for o in OVERLAPS) + " |")
-    print("|" + " --- |" * (len(OVERLAPS) + 1))
+    print(markdown.header("observed", *(f"o = {o:g}" for o in OVERLAPS)))
     rows = {n: [] for n in PAPER}
     for overlap in OVERLAPS:
         risks = {n: [] for n in PAPER}
@@ -89,7 +89,7 @@ def synthetic(arguments):
             bayes = 100 * (4 - n) * (1 - overlap) ** 2
             rows[n].append(f"{bayes:.4g}, {PAPER[n][OVERLAPS.index(overlap)]:g}, {own:.4g}, {refitted:.4g}")
     for n, cells in rows.items():
-        print(f"| first {n} | " + " | ".join(cells) + " |")
+        print(markdown.row(f"first {n}", *cells))
 
 
 SCENARIOS = ("helpful", "useless", "memorised", "leaking")
@@ -147,15 +147,15 @@ def verdicts(arguments):
             gap = paired_gap(first[:runs, :JUDGED], second[:runs, :JUDGED])
             found.append((gap, float(true[:runs].mean()), recipes[-1]))
     spread = f"{statistics.mean(recipes):+.4f} ({min(recipes):+.4f} to {max(recipes):+.4f})"
-    header = ["b", "true gap of the recipe, nats", "training seeds", "helps", "hurts", "inconclusive"]
-    header += [f"{what} {whose}" for whose in ("these runs", "the recipe") for what in ("false verdicts on", "covers")]
-    print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header))
+    columns = ["b", "true gap of the recipe, nats", "training seeds", "helps", "hurts", "inconclusive"]
+    columns += [f"{what} {whose}" for whose in ("these runs", "the recipe") for what in ("false verdicts on", "covers")]
+    print(markdown.header(*columns))
     for runs, found in outcomes.items():
         names = [gap.verdict for gap, _, _ in found]
         cells = [names.count(verdict) for verdict in ("helps", "hurts", "inconclusive")]
         for truth in (1, 2):
             cells += [sum(false(x[0], x[truth]) for x in found), sum(x[0].low <= x[truth] <= x[0].high for x in found)]
-        print(f"| {arguments.scenario} | {spread} | {runs} | " + " | ".join(map(str, cells)) + " |")
+        print(markdown.row(arguments.scenario, spread, runs, *cells))
 
 
 def false(gap, truth):
@@ -230,7 +230,7 @@ def curve(arguments):
         if smaller and len(larger) == len(smaller) + 1:
             cells = [f"{gap.value:+.3f} {gap.verdict}" for gap in result.gaps(larger, smaller).values()]
             crossing = result.crossing(larger, smaller)
-            print(f"| {'+'.join(larger)} | {'+'.join(smaller)} | {' | '.join(cells)} | {crossing:.0f} |")
+            print(markdown.row("+".join(larger), "+".join(smaller), *cells, f"{crossing:.0f}"))
     if arguments.plot:
         result.plot(arguments.plot)
 

@@ -19,6 +19,7 @@ import balanced_grad as bg
 from balanced_grad.demo._digits import load_digits
 from balanced_grad.demo._folder import load_folder
 from balanced_grad.demo._train import ALONE, BASELINE, Method, train
+from bench._markdown import header, row
 
 STEPS = 500
 
@@ -59,16 +60,14 @@ def table(name, seeds):
             bar.update()
     bar.close()
     print(f"\n{name}: {seeds} seeds, {epochs} epochs, validation unless said otherwise")
-    print(
-        "| method | mean probe gap | worst probe gap | fused accuracy | fused, test |\n| --- | --- | --- | --- | --- |"
-    )
+    print(header("method", "mean probe gap", "worst probe gap", "fused accuracy", "fused, test"))
     for method, of_method in runs.items():
         pairs = list(zip(of_method, runs[ALONE.name], strict=True))
         gaps = [statistics.mean(r.probe_val[m] - a.probe_val[m] for r, a in pairs) for m in of_method[0].probe_val]
         fused = statistics.mean(r.val["joint"][-1] for r in of_method)
         test = statistics.mean(r.fused for r in of_method)
-        row = f"{statistics.mean(gaps):+.2f} | {min(gaps):+.2f} | {fused:.2f} | {test:.2f}"
-        print(f"| {method} | {row} |", flush=True)
+        cells = (f"{statistics.mean(gaps):+.2f}", f"{min(gaps):+.2f}", f"{fused:.2f}", f"{test:.2f}")
+        print(row(method, *cells), flush=True)
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from bench._markdown import header, row
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 
@@ -50,9 +52,8 @@ def wide_table(records: list[dict], first: str, column, value) -> str:
     for record in records:
         columns[column(record)] = None
         rows[record["params"].get("way") or record["params"]["name"]][column(record)] = value(record)
-    lines = [f"| {first} | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 1)]
-    lines += [f"| {way} | " + " | ".join(cells.get(c, "") for c in columns) + " |" for way, cells in rows.items()]
-    return "\n".join(lines)
+    lines = [row(way, *(cells.get(c, "") for c in columns)) for way, cells in rows.items()]
+    return "\n".join([header(first, *columns), *lines])
 
 
 def capture() -> str:

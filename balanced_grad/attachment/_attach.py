@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from balanced_grad.attachment._pooling import Pool, Pooling
 from balanced_grad.attachment._split import Split
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
+from balanced_grad.checks import check_choice, refuse_beside
 from balanced_grad.labels import Task
+from balanced_grad.members import Named, NamedMembers, entries
 from balanced_grad.notices import Notices
 
 Value = TypeVar("Value")
@@ -21,7 +23,7 @@ Value = TypeVar("Value")
 
 def attach(
     model: nn.Module,
-    modalities: Mapping[str, nn.Module] | nn.ModuleDict | Sequence[str],
+    modalities: Named | Sequence[str],
     num_outputs: int | None = None,
     *,
     task: Task = "classification",
@@ -44,7 +46,8 @@ def attach(
 
     Args:
         model: the model whose forward is called in training.
-        modalities: name -> encoder, a module inside ``model``; for ``mute`` the names are enough.
+        modalities: name -> encoder, a module inside ``model``, also as ``ModalityGroups``; for ``mute`` the names
+            are enough.
         num_outputs: number of classes, labels or targets: makes heads.
         task: ``"classification"`` (default), ``"multilabel"`` or ``"regression"``; decides loss and score.
         split: the linear head whose input is the encoders' outputs, concatenated in the order of ``modalities``.
@@ -95,12 +98,12 @@ def attach(
         >>> aux.detach()
     """
     _check(model, task, {"num_outputs": num_outputs, "split": split, "mute": mute})
-    names = tuple(modalities)
+    names = modalities.names if isinstance(modalities, NamedMembers) else tuple(modalities)
     if mute is not None:
-        _refuse("mute", pool=pool, mask=mask, widths=widths, stop_gradient=stop_gradient or None)
+        refuse_beside("mute", pool=pool, mask=mask, widths=widths, stop_gradient=stop_gradient)
         muted = Mute(model, names, _inputs(mute, names) if isinstance(mute, Mapping) else mute, logits)
         return Attachment(muted, task, None, muted)
-    _refuse("num_outputs" if split is None else "split", logits=logits)
+    refuse_beside("num_outputs" if split is None else "split", logits=logits)
     encoders = _encoders(model, modalities)
     notices = Notices()
     pooling = Pooling(_by_name("pool", pool, names), Masks(model, _by_name("mask", mask, names), notices))
@@ -121,20 +124,13 @@ def attach(
 def _check(model: object, task: object, ways: Mapping[str, object]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give the module whose forward is called in training")
-    if task not in get_args(Task):
-        raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
+    check_choice("task", task, Task)
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise ValueError(
             "give one of num_outputs= (heads to be trained), split= (the model's linear head) and mute= (other inputs "
             f"zeroed), not {' and '.join(given) or 'none'}"
         )
-
-
-def _refuse(way: str, **options: object) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"{name}= has no meaning with {way}=; leave it out")
 
 
 def _by_name(setting: str, value: Value | Mapping[str, Value] | None, names: tuple[str, ...]) -> dict[str, Value]:
@@ -159,17 +155,10 @@ def _inputs(mute: Inputs, names: tuple[str, ...]) -> Inputs:
     return inputs
 
 
-def _encoders(
-    model: nn.Module, modalities: Mapping[str, nn.Module] | nn.ModuleDict | Sequence[str]
-) -> dict[str, nn.Module]:
-    if not isinstance(modalities, Mapping | nn.ModuleDict):
-        raise TypeError(
-            f"modalities is a {type(modalities).__name__}; give a mapping of name -> encoder, "
-            "e.g. {'audio': model.audio_encoder}"
-        )
+def _encoders(model: nn.Module, modalities: Named | Sequence[str]) -> dict[str, nn.Module]:
     inside = {id(module) for module in model.modules()}
     encoders: dict[str, nn.Module] = {}
-    for name, encoder in modalities.items():
+    for name, encoder in entries(modalities, "modalities", "encoder").items():
         if name == JOINT:
             raise ValueError(f"{JOINT!r} is the name of the fused prediction's loss; name the modality otherwise")
         if not isinstance(encoder, nn.Module):

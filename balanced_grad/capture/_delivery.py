@@ -81,8 +81,9 @@ class Delivery:
         wanted = [edge for edges in nodes for edge in edges]
         if not wanted:
             return
-        found = iter(torch.autograd.grad(losses, wanted, seeds(losses, weights, scale), retain, allow_unused=True))
+        starts = seeds([loss.dtype for loss in losses], weights, scale)
+        grads = iter(torch.autograd.grad(losses, wanted, starts, retain, allow_unused=True))
         for leaf, edges in zip(leaves, nodes, strict=True):
-            for grad in [next(found) for _ in edges]:
+            for grad in [next(grads) for _ in edges]:
                 if grad is not None and leaf.requires_grad:
                     accumulate([leaf], [grad.clone()])

@@ -116,7 +116,7 @@ class FeatureCapture:
         self._grads = []
         weights = select(weights, tuple(map(self._names.index, self._losses.names)))
         if self._delivery is None:
-            return seeds(self._losses.tensors, weights, self._scale)
+            return seeds([loss.dtype for loss in self._losses.tensors], weights, self._scale)
         self._delivery(weights, self._scale)
         return None
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,9 +50,12 @@ def backward(
     retain: bool | None = None,
 ) -> None:
     """One ordinary backward of ``scale * sum(weights * losses)``: autograd itself accumulates ``.grad``."""
-    torch.autograd.backward(losses, seeds(losses, weights, scale), inputs=inputs, retain_graph=retain)
+    torch.autograd.backward(
+        losses, seeds([loss.dtype for loss in losses], weights, scale), inputs=inputs, retain_graph=retain
+    )
 
 
-def seeds(losses: Sequence[Tensor], weights: Tensor, scale: Tensor) -> list[Tensor]:
-    """What each loss's backward starts from."""
-    return [(scale * weight).to(loss.dtype) for loss, weight in zip(losses, weights.unbind(), strict=True)]
+def seeds(dtypes: Iterable[torch.dtype], weights: Tensor, grad: Tensor) -> list[Tensor]:
+    """``w_k`` times an incoming gradient, for each of what was summed with these weights, in its own dtype."""
+    scaled = weights.view(-1, *[1] * grad.dim()) * grad
+    return [seed.to(dtype) for seed, dtype in zip(scaled.unbind(), dtypes, strict=True)]

@@ -6,7 +6,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._losses import Losses
+from balanced_grad.capture._gradients import seeds
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -47,18 +47,17 @@ class _OnBackward(torch.autograd.Function):
 
 
 class _Weighted(torch.autograd.Function):
-    """A scalar of a given value whose gradient is a given weighted sum of the losses' gradients."""
+    """A value whose gradient is that of a weighted sum of tensors, whatever the value itself is."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, weights: Tensor, *losses: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, weights: Tensor, *summands: Tensor) -> Tensor:
         ctx.weights = weights
-        ctx.dtypes = [loss.dtype for loss in losses]
+        ctx.dtypes = [summand.dtype for summand in summands]
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        seeds = (grads[0] * ctx.weights).unbind()
-        return None, None, *(seed.to(dtype) for seed, dtype in zip(seeds, ctx.dtypes, strict=True))
+        return None, None, *seeds(ctx.dtypes, ctx.weights, grads[0])
 
 
 def on_backward(value: Tensor, callback: Callback, through: Sequence[Tensor] = ()) -> Tensor:
@@ -71,9 +70,9 @@ def on_backward(value: Tensor, callback: Callback, through: Sequence[Tensor] = (
     return out
 
 
-def weighted(value: Tensor, weights: Tensor, losses: Losses) -> Tensor:
-    """Scalar equal to ``value`` whose ``backward()`` is one ordinary backward of ``sum(weights * losses)``."""
-    out: Tensor = _Weighted.apply(value, weights, *losses.tensors)  # type: ignore[no-untyped-call]
+def weighted(value: Tensor, weights: Tensor, summands: Sequence[Tensor]) -> Tensor:
+    """Tensor equal to ``value`` whose gradient is that of ``sum_k weights[k] * summands[k]``, of its shape each."""
+    out: Tensor = _Weighted.apply(value, weights, *summands)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from balanced_grad.capture._batched import batched_gradients
 from balanced_grad.capture._common import average
 from balanced_grad.capture._inner import add_block, select, squared_norm
-from balanced_grad.capture._losses import JOINT, Losses
+from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._partition import Partition, Run, runs
 from balanced_grad.capture._plan import Group, Plan
@@ -95,9 +95,13 @@ class ParameterCapture:
     def _lay_out(self) -> None:
         """Which columns of which rows belong to which problem."""
         shared = [rows for rows in self._rows if rows.group.shared]
-        problem_of, self.problems = self._problems([rows.group for rows in shared])
-        self._runs = {rows: runs(problems, rows.bounds) for rows, problems in zip(shared, problem_of, strict=True)}
-        self._runs |= {r: [Run(slice(0, r.bounds[-1]), None)] for r in self._rows if not r.group.shared}
+        if self._partition.single:  # nothing to tell apart, so no parameter is looked at
+            self.problems = ("all",) if shared else ()
+            self._runs = {rows: [Run(slice(0, rows.size), 0)] for rows in shared}
+        else:
+            problem_of, self.problems = self._problems([rows.group for rows in shared])
+            self._runs = {rows: runs(problems, rows.bounds) for rows, problems in zip(shared, problem_of, strict=True)}
+        self._runs |= {rows: [Run(slice(0, rows.size), None)] for rows in self._rows if not rows.group.shared}
 
     def _problems(self, groups: list[Group]) -> tuple[list[list[int | None]], tuple[str, ...]]:
         return self._partition.split(groups, self._plan.names, self._params)
@@ -108,8 +112,7 @@ class ParameterCapture:
         self._rows = self._memory.arena.rows([group for group in self._plan.groups if group.shared or whole])
         rows_of = {rows.group: rows for rows in self._rows}
         bystanders = self._plan.bystanders
-        # The joint loss has the largest graph: last, so that it is freed as it is traversed.
-        order = sorted(range(len(self._losses.names)), key=lambda i: self._losses.names[i] == JOINT)
+        order = self._walk.order
         keep = self._walk.needed_later()
         batched = self._batched(scale)
         for loss in order:

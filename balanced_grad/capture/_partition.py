@@ -2,13 +2,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._plan import Group
+from balanced_grad.checks import check_choice
+from balanced_grad.members import Named, NamedMembers, is_named
 
 GroupsName = Literal["all", "reach", "tensor"]
-Groups = GroupsName | Mapping[str, nn.Module | Iterable[Tensor]]
+Groups = GroupsName | Named
 
 
 @dataclass(frozen=True)
@@ -23,44 +25,30 @@ class Partition:
     """How the parameters where losses meet are divided into problems with weights of their own.
 
     ``"all"``: one problem. ``"reach"``: one per set of losses, so one per encoder where each encoder is reached
-    by its own loss and the joint one. ``"tensor"``: one per parameter. A mapping of name -> module or parameters:
-    one per name, and the plain sum for what it does not name.
+    by its own loss and the joint one. ``"tensor"``: one per parameter. A mapping of name -> module or parameters, or
+    ``ModalityGroups``: one per name, and the plain sum for what it does not name.
     """
 
     def __init__(self, groups: Groups = "all") -> None:
         self.groups = groups if isinstance(groups, str) else None
-        self._members: dict[str, nn.Module | list[Tensor]] = {}
+        self._members: NamedMembers | None = None
         if isinstance(groups, str):
-            if groups not in get_args(GroupsName):
-                choices = get_args(GroupsName)
-                raise ValueError(f"groups={groups!r}: choose one of {choices}, or give a mapping of name -> parameters")
+            check_choice("groups", groups, GroupsName, ", or give a mapping of name -> parameters")
             return
-        if not isinstance(groups, Mapping) or not groups:
+        if not is_named(groups) or not groups:
             raise TypeError(
                 f"groups={groups!r}: give one of {get_args(GroupsName)}, or a mapping of name -> parameters"
             )
-        self._members = {name: m if isinstance(m, nn.Module) else list(m) for name, m in groups.items()}
-        self._named()
+        self._members = NamedMembers(groups, "groups")
+        self._owners()
 
-    def _named(self) -> dict[Tensor, str]:
-        """Which group a parameter is in: modules are asked anew, since their parameters may have been replaced."""
-        named: dict[Tensor, str] = {}
-        for name, members in self._members.items():
-            parameters = list(members.parameters()) if isinstance(members, nn.Module) else members
-            if not parameters:
-                raise ValueError(f"groups[{name!r}] has no parameter")
-            for parameter in parameters:
-                if parameter in named:
-                    raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} is in groups {named[parameter]!r} and "
-                        f"{name!r}; a parameter has one gradient, so it can be in one group only"
-                    )
-                named[parameter] = name
-        return named
+    def _owners(self) -> dict[Tensor, str]:
+        """Which named group a parameter is in, in this step."""
+        return {} if self._members is None else self._members.owners()
 
     def unmet(self, reach: Collection[Tensor]) -> str | None:
         """What to say where the losses reach no parameter of any group."""
-        if not self._members or any(parameter in reach for parameter in self._named()):
+        if self._members is None or any(parameter in reach for parameter in self._owners()):
             return None
         return (
             f"the losses reach no parameter of groups={self}, so nothing is balanced and this step is the plain sum; "
@@ -77,13 +65,13 @@ class Partition:
     ) -> tuple[list[list[int | None]], tuple[str, ...]]:
         """Per group, the number of every parameter's problem; and the problems' labels."""
         numbers: dict[str, int] = {}
-        named = self._named()
+        owners = self._owners()
 
         def number(label: str | None) -> int | None:
             return None if label is None else numbers.setdefault(label, len(numbers))
 
-        problems = [[number(self._label(group, p, names, params, named)) for p in group.parameters] for group in groups]
-        return problems, tuple(numbers)
+        labels = [[self._label(group, p, names, params, owners) for p in group.parameters] for group in groups]
+        return [[number(label) for label in of_group] for of_group in labels], tuple(numbers)
 
     def _label(
         self,
@@ -91,18 +79,16 @@ class Partition:
         parameter: Tensor,
         names: tuple[str, ...],
         params: ParameterFilter,
-        named: Mapping[Tensor, str],
+        owners: Mapping[Tensor, str],
     ) -> str | None:
-        if self.groups == "all":
-            return "all"
         if self.groups == "reach":
             return "+".join(names[loss] for loss in group.losses)
         if self.groups == "tensor":
             return params.label(parameter)
-        return named.get(parameter)
+        return owners.get(parameter)
 
     def __repr__(self) -> str:
-        return repr(self.groups or sorted(self._members))
+        return repr(self.groups if self._members is None else sorted(self._members.names))
 
 
 def runs(problems: list[int | None], bounds: list[int]) -> list[Run]:

@@ -41,10 +41,15 @@ class Rows:
         return [row.as_strided(shape, stride, start + offset) for shape, stride, offset in self._layout]
 
     @property
+    def size(self) -> int:
+        """Length of a row, in real numbers."""
+        return self.flat.shape[1]
+
+    @property
     def bounds(self) -> list[int]:
         """Where each parameter starts in a row, in real numbers, and where the row ends."""
         unit = 2 if self.group.parameters[0].is_complex() else 1
-        return [unit * offset for _, _, offset in self._layout] + [self.flat.shape[1]]
+        return [unit * offset for _, _, offset in self._layout] + [self.size]
 
     def columns(self, among: slice) -> Tensor:
         """Which columns of these hold an entry of a parameter, ``(n,)`` int64: made once per layout."""
@@ -60,12 +65,12 @@ class Rows:
         if nothing refers to it any more: as many uses as when this object alone held it.
         """
         if not self.flat.is_cpu:
-            return self.flat.new_empty(self.flat.shape[1])
+            return self.flat.new_empty(self.size)
         if self._output is not None:
             buffer, alone = self._output
             if alone is not None and _uses(buffer) == alone:
                 return buffer
-        buffer = self.flat.new_empty(self.flat.shape[1])
+        buffer = self.flat.new_empty(self.size)
         self._output = buffer, _uses(buffer)
         return buffer
 

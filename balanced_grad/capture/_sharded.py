@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, distributed, nn
 
-from balanced_grad.capture._losses import JOINT, Losses
+from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._parameters import Memory, ParameterCapture, Rule, exclusive
 from balanced_grad.capture._params import ParameterFilter, is_dtensor, unsharded_ids
 from balanced_grad.capture._partition import Partition
@@ -79,7 +79,7 @@ class ShardedCapture(ParameterCapture):
         leaves: list[Tensor] = [*self._shards, *others]
         before = [leaf.grad for leaf in leaves]
         grads: dict[int, list[Tensor | None]] = {}
-        order = sorted(range(len(names)), key=lambda i: names[i] == JOINT)
+        order = self._walk.order
         keep = self._walk.needed_later()
         try:
             for loss in order:

@@ -18,7 +18,7 @@ from balanced_grad.capture._graph import (
 )
 from balanced_grad.capture._hidden import refuse_hidden
 from balanced_grad.capture._hook import needed_later, scalar_type
-from balanced_grad.capture._losses import Losses
+from balanced_grad.capture._losses import JOINT, Losses
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -67,6 +67,11 @@ class Walk:
                     "itself, so it cannot be weighed; give one balancer all losses, or add the two scalars"
                 )
         return walk
+
+    @property
+    def order(self) -> list[int]:
+        """The losses as their graphs are to be traversed: the joint one's is the largest, and last it is freed."""
+        return sorted(range(len(self.names)), key=lambda loss: self.names[loss] == JOINT)
 
     @cached_property
     def accumulators(self) -> dict[Tensor, list["Node"]]:

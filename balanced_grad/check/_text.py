@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from balanced_grad.check._names import collapsed
+from balanced_grad.tables import side_by_side
 
 _WIDTH = 120
 _LONGEST = 300  # characters of an error that are shown
@@ -14,12 +15,8 @@ _PACKAGE = str(Path(__file__).parent.parent)
 def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Columns side by side; a last column that does not fit goes on in the lines below."""
     rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    out = []
-    for row in rows:
-        first = "  " + "".join(f"{cell.ljust(width)}  " for cell, width in zip(row[:-1], widths, strict=False))
-        out += wrapped(first, row[-1])
-    return out
+    starts = side_by_side([row[:-1] for row in rows], right=False)
+    return [line for start, row in zip(starts, rows, strict=True) for line in wrapped(f"  {start}  ", row[-1])]
 
 
 def wrapped(first: str, text: str) -> list[str]:

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from balanced_grad.check._fault import Fault
-from balanced_grad.check._text import wrapped
+from balanced_grad.check._text import table, wrapped
 
 _TOO_RANDOM = 0.1  # relative difference of two plain backwards at which nothing can be told
 _SHOWN = 8
@@ -69,9 +69,7 @@ class Verification:
 
     def __str__(self) -> str:
         lines = [f"gradients of one step against separate backwards (relative error, {self.tolerance:.1g} is rounding)"]
-        width = max((len(verdict.methods) for verdict in self.verdicts), default=0)
-        for verdict in self.verdicts:
-            lines += wrapped(f"  {verdict.methods.ljust(width)}  ", verdict.says)
+        lines += table((verdict.methods, verdict.says) for verdict in self.verdicts)
         shown = {name: error for verdict in self.verdicts for name, error in verdict.errors.items()}
         if shown:
             lines += ["", "parameters with wrong gradients"]

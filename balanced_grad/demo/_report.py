@@ -11,6 +11,7 @@ from balanced_grad.demo._data import SPLITS, Dataset
 from balanced_grad.demo._model import LateFusion
 from balanced_grad.demo._timing import MEASURED
 from balanced_grad.demo._train import ALONE, BALANCED, BASELINE, BATCH, RECIPE
+from balanced_grad.tables import side_by_side
 
 NOTES = f"""\
 {ALONE.name}: every encoder trained alone; its fused prediction is the mean of theirs.
@@ -45,8 +46,8 @@ def table(results: Results) -> str:
 
 def _block(title: str, header: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
     yield title
-    for name, cells in [("", header), *rows]:
-        yield (f"  {name:<10}" + "".join(f"{cell:>13}" for cell in cells)).rstrip()
+    for line in side_by_side([("", *header), *((name, *cells) for name, cells in rows)], least=(10, 11)):
+        yield f"  {line}".rstrip()
 
 
 def _cells(values: Values, sign: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from balanced_grad.diagnostics._latent_quality import Data, latent_quality
 from balanced_grad.diagnostics._model import Train
 from balanced_grad.diagnostics._report import LatentQuality
 from balanced_grad.diagnostics._subsets import label
+from balanced_grad.tables import side_by_side
 
 FRACTIONS = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -59,12 +60,10 @@ class SampleSizeCurve:
     def __str__(self) -> str:
         sizes = list(self.reports)
         subsets = list(self.reports[sizes[-1]].latents)
-        width = max(len(label(subset)) for subset in subsets) + 2
-        lines = ["risk by number of items for the encoders", " " * width + "".join(f"{items:>10}" for items in sizes)]
+        rows = [["", *map(str, sizes)]]
         for subset in subsets:
-            risks = (report[subset].risk for report in self.reports.values())
-            lines.append(label(subset).ljust(width) + "".join(f"{risk:>10.4g}" for risk in risks))
-        return "\n".join(lines)
+            rows.append([label(subset), *(f"{report[subset].risk:.4g}" for report in self.reports.values())])
+        return "\n".join(["risk by number of items for the encoders", *side_by_side(rows, least=(0, 8))])
 
 
 def sample_size_curve(

@@ -1,9 +1,10 @@
 """The best head on a frozen latent: refitted from scratch, L2 chosen by cross-validation."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,81 +15,52 @@ HeadClass = Literal["linear", "mlp"]
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)  # λ of mean loss + λ/2 ‖w‖², on standardised features
 FOLDS = 3
 HIDDEN = 64
-NEVER_VARIES = 1e-12  # a deviation below so much of the largest value is rounding
+RESTARTS = {"linear": 1, "mlp": 3}  # of a class that is not convex
 LEAST_PROBABILITY = 1e-12  # bounds the loss, at 27.6 nats, as the theory asks
 
 
 @dataclass(frozen=True)
-class Family:
-    """The estimators of one class of heads.
-
-    ``make(penalty, items, seed)`` gives an unfitted one; a class that is not convex gets several restarts.
-    """
-
-    make: Callable[[float, int, int], Any]
-    restarts: int = 1
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Standardisation by the items a head is fitted to, in any unit; what never varies stays near zero."""
-
-    mean: Array
-    deviation: Array
-
-    @classmethod
-    def of(cls, x: Array) -> "Scale":
-        mean, largest = x.mean(0), np.abs(x).max(0)
-        unit = np.where(largest > 0, largest, 1.0)  # squares of small or large units would leave the range
-        deviation = ((x - mean) / unit).std(0)
-        return cls(mean, np.where(deviation > NEVER_VARIES, deviation * unit, unit))
-
-    def __call__(self, x: Array) -> Array:
-        scaled: Array = (x - self.mean) / self.deviation
-        return scaled
-
-    def undo(self, x: Array) -> Array:
-        raw: Array = x * self.deviation + self.mean
-        return raw
-
-
-@dataclass(frozen=True)
 class Head:
-    """A fitted head ``h``, with the scales of what goes in and, in a regression, of what comes out."""
+    """A fitted head ``h``: scikit-learn's, with the units of what goes in and, in a regression, of what comes out."""
 
     estimator: Any
-    inputs: Scale
-    outputs: Scale | None
+    unit: Array
+    target_unit: Array | None
     penalty: float
 
     def losses(self, features: Array, targets: Array) -> Array:
         """``(N,)`` cross-entropy in nats, or squared error (mean over the outputs)."""
-        x = self.inputs(features)
-        if self.outputs is not None:
-            error = self.outputs.undo(self.estimator.predict(x).reshape(targets.shape)) - targets
-            squares: Array = np.square(error).reshape(len(error), -1).mean(1)
-            return squares
-        chosen = np.searchsorted(self.estimator.classes_, targets)
-        nats: Array = -np.log(np.clip(self.estimator.predict_proba(x)[np.arange(len(x)), chosen], LEAST_PROBABILITY, 1))
-        return nats
+        return _losses(self.estimator, features / self.unit, targets, self.target_unit)
 
     def correct(self, features: Array, targets: Array) -> Array | None:
         """``(N,)`` whether the most probable class is right; None for a regression."""
-        return None if self.outputs is not None else self.estimator.predict(self.inputs(features)) == targets
+        return self.estimator.predict(features / self.unit) == targets if self.target_unit is None else None
 
 
 def refit(kind: HeadClass, features: Array, targets: Array, *, classification: bool, seed: int) -> Head:
     """Fit the best head of its class to ``features (N, d)``."""
-    family = _family(kind, classification)
+    from sklearn import clone
+    from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+
+    unit, target_unit = _unit(features), None if classification else _unit(targets)
+    x, y = features / unit, targets if target_unit is None else targets / target_unit
+    head, step = _pipeline(classification)
+    make = partial(_last_step, kind, classification)
+    folds = (StratifiedKFold if classification else KFold)(FOLDS, shuffle=True, random_state=seed)
+    in_a_fold = len(x) - len(x) // FOLDS
+
+    def score(estimator: Any, unseen: Array, truth: Array) -> float:
+        """Of a fold: the sum, so that every item counts alike."""
+        return -float(_losses(estimator, unseen, truth, None if classification else 1.0).sum())
+
+    grid = {step: [make(penalty, in_a_fold, seed) for penalty in PENALTIES]}
     with _quietly():
-        errors = sum(_validated(family, *fold, seed) for fold in _folds(features, targets, classification, seed))
-        penalty = PENALTIES[int(np.argmin(errors))]  # the largest of equals
-        fitted = [
-            _fit(family, features, targets, classification, (penalty,), seed + restart)[0]
-            for restart in range(family.restarts)
-        ]
-    objectives = [head.estimator.loss_ if family.restarts > 1 else 0.0 for head in fitted]
-    return fitted[int(np.argmin(objectives))]
+        search = GridSearchCV(head, grid, scoring=score, cv=folds, refit=False, error_score="raise").fit(x, y)
+        penalty = PENALTIES[search.best_index_]  # the largest of equals
+        starts = [make(penalty, len(x), seed + restart) for restart in range(RESTARTS[kind])]
+        fitted = [clone(head).set_params(**{step: start}).fit(x, y) for start in starts]
+    best = 0 if len(fitted) == 1 else int(np.argmin([_objective(estimator) for estimator in fitted]))
+    return Head(fitted[best], unit, target_unit, penalty)
 
 
 def require_items_per_class(targets: Array, labels: Array) -> None:
@@ -102,31 +74,46 @@ def require_items_per_class(targets: Array, labels: Array) -> None:
         )
 
 
-Fold = tuple[Array, Array, Array, Array, bool]
+def _unit(x: Array) -> Array:
+    """The largest value of each column: squares of small or large units would leave the range of numbers."""
+    largest = np.abs(x).max(0)
+    return np.where(largest > 0, largest, 1.0)
 
 
-def _folds(features: Array, targets: Array, classification: bool, seed: int) -> Iterator[Fold]:
-    from sklearn.model_selection import KFold, StratifiedKFold
+def _pipeline(classification: bool) -> tuple[Any, str]:
+    """What is standardised and then fitted, and how to set its last step."""
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    folds = (StratifiedKFold if classification else KFold)(FOLDS, shuffle=True, random_state=seed)
-    for rows, out in folds.split(features, targets):
-        yield features[rows], targets[rows], features[out], targets[out], classification
-
-
-def _validated(
-    family: Family, features: Array, targets: Array, unseen: Array, truth: Array, classification: bool, seed: int
-) -> Array:
-    heads = _fit(family, features, targets, classification, PENALTIES, seed)
-    return np.array([head.losses(unseen, truth).sum() for head in heads])
+    pipeline = Pipeline([("scale", StandardScaler()), ("fit", None)])
+    if classification:
+        return pipeline, "fit"
+    return TransformedTargetRegressor(pipeline, transformer=StandardScaler()), "regressor__fit"
 
 
-def _fit(
-    family: Family, features: Array, targets: Array, classification: bool, penalties: tuple[float, ...], seed: int
-) -> list[Head]:
-    inputs, outputs = Scale.of(features), None if classification else Scale.of(targets)
-    x, y = inputs(features), targets if outputs is None else outputs(targets)
-    fitted = [(family.make(penalty, len(x), seed).fit(x, y), penalty) for penalty in penalties]
-    return [Head(estimator, inputs, outputs, penalty) for estimator, penalty in fitted]
+def _last_step(kind: HeadClass, classification: bool, penalty: float, items: int, seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    if kind == "linear":
+        return LogisticRegression(C=1 / (penalty * items), max_iter=1000) if classification else Ridge(penalty * items)
+    network = MLPClassifier if classification else MLPRegressor
+    return network(hidden_layer_sizes=(HIDDEN,), solver="lbfgs", alpha=penalty * items, max_iter=300, random_state=seed)
+
+
+def _losses(estimator: Any, x: Array, targets: Array, target_unit: Array | float | None) -> Array:
+    if target_unit is not None:
+        error = estimator.predict(x).reshape(targets.shape) * target_unit - targets
+        squares: Array = np.square(error).reshape(len(error), -1).mean(1)
+        return squares
+    label = np.searchsorted(estimator.classes_, targets)
+    nats: Array = -np.log(np.clip(estimator.predict_proba(x)[np.arange(len(x)), label], LEAST_PROBABILITY, 1))
+    return nats
+
+
+def _objective(estimator: Any) -> float:
+    return float(getattr(estimator, "regressor_", estimator)[-1].loss_)
 
 
 @contextmanager
@@ -138,20 +125,3 @@ def _quietly() -> Iterator[None]:
     with threadpool_limits(1), config_context(assume_finite=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # validation judges a head, finished or not
         yield
-
-
-def _family(kind: HeadClass, classification: bool) -> Family:
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
-
-    if kind == "linear" and classification:
-        return Family(lambda penalty, items, seed: LogisticRegression(C=1 / (penalty * items), max_iter=1000))
-    if kind == "linear":
-        return Family(lambda penalty, items, seed: Ridge(alpha=penalty * items))
-    network = MLPClassifier if classification else MLPRegressor
-
-    def mlp(penalty: float, items: int, seed: int) -> Any:
-        size = {"hidden_layer_sizes": (HIDDEN,), "solver": "lbfgs", "max_iter": 300}
-        return network(alpha=penalty * items, random_state=seed, **size)
-
-    return Family(mlp, restarts=3)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import get_args
 
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.diagnostics._experiment import Experiment, Outcome, Split
 from balanced_grad.diagnostics._gap import check_interval
 from balanced_grad.diagnostics._heads import HeadClass
@@ -14,7 +14,8 @@ from balanced_grad.diagnostics._items import Items, class_labels
 from balanced_grad.diagnostics._latent import Latent
 from balanced_grad.diagnostics._model import Train
 from balanced_grad.diagnostics._report import LatentQuality
-from balanced_grad.diagnostics._subsets import Subset, all_subsets, in_order
+from balanced_grad.diagnostics._subsets import Subset, in_order
+from balanced_grad.subsets import all_subsets
 
 MANY = 6  # 63 subsets; each further modality doubles them
 
@@ -154,8 +155,7 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_options(head: str, held_out: float, fraction: float, jobs: int, test_items: int) -> None:
-    if head not in get_args(HeadClass):
-        raise ValueError(f"head={head!r}: choose one of {get_args(HeadClass)}")
+    check_choice("head", head, HeadClass)
     if not 0 < held_out < 1:
         raise ValueError(f"held_out={held_out!r}: give a share between 0 and 1, such as 1/3")
     if not 0 < fraction <= 1:

@@ -12,8 +12,9 @@ import numpy as np
 
 from balanced_grad.diagnostics._gap import Gap, PairedBootstrap, paired_gap
 from balanced_grad.diagnostics._latent import Latent
-from balanced_grad.diagnostics._subsets import Subset, in_order, label, shapley_contrast
+from balanced_grad.diagnostics._subsets import Subset, in_order, label
 from balanced_grad.diagnostics._table import table
+from balanced_grad.subsets import shapley_contrast
 
 Settings = Mapping[str, Any]
 

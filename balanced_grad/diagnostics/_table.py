@@ -1,10 +1,11 @@
 """A report as text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from balanced_grad.diagnostics._gap import Gap
 from balanced_grad.diagnostics._subsets import label
+from balanced_grad.tables import side_by_side
 
 if TYPE_CHECKING:
     from balanced_grad.diagnostics._report import LatentQuality
@@ -91,16 +92,7 @@ def _encoders(report: "LatentQuality") -> tuple[Cells, list[Cells]]:
 
 
 def _block(header: Cells, rows: Sequence[Cells]) -> str:
-    full = [row for row in (header, *rows) if len(row) == len(header)]
-    widths = [max(len(row[i]) for row in full) for i in range(len(header))]
-    return "\n".join(_lines([header, *rows], widths))
-
-
-def _lines(rows: Sequence[Cells], widths: Sequence[int]) -> Iterator[str]:
-    for row in rows:
-        first, *rest = row
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=False)]
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+    return "\n".join(line.rstrip() for line in side_by_side([header, *rows]))
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -1,13 +1,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from balanced_grad.checks import check_choice
 from balanced_grad.evidence._taps import watch
+from balanced_grad.members import NamedMembers, entries, is_named
 
 Layers = Literal["last", "all"]
-Modules = nn.Module | Mapping[str, nn.Module] | Iterable[nn.Module]
+Modules = nn.Module | Mapping[str, nn.Module] | NamedMembers | Iterable[nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +57,7 @@ class Block:
     """
 
     def __init__(self, modules: Modules, layers: Layers, *, linear: bool, by_index: bool = False) -> None:
-        if layers not in get_args(Layers):
-            raise ValueError(f"layers={layers!r}: choose one of {get_args(Layers)}")
+        check_choice("layers", layers, Layers)
         named = _named(modules)
         held = {name: _holding_parameters(name, module) for name, module in named.items()}
         chosen = {name: found if layers == "all" else found[-1:] for name, found in held.items()}
@@ -94,19 +95,22 @@ class Block:
 
 
 def _named(modules: Modules) -> dict[str, nn.Module]:
-    if isinstance(modules, nn.ModuleDict | Mapping):
-        named = dict(modules.items())
+    given: dict[str, Any]
+    if is_named(modules):
+        given = entries(modules, "block")
     elif isinstance(modules, nn.Module) and not isinstance(modules, nn.ModuleList):
-        named = {"": modules}
+        given = {"": modules}
     elif isinstance(modules, Iterable) and not isinstance(modules, Tensor | str):
-        named = {str(position): module for position, module in enumerate(modules)}
+        given = {str(position): module for position, module in enumerate(modules)}
     else:
         raise TypeError(f"block={modules!r}: give a module, or a mapping or list of modules")
-    for name, module in named.items():
+    named: dict[str, nn.Module] = {}
+    for name, module in given.items():
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"block[{name!r}] is a {type(module).__name__}; give a module, such as an encoder or a head"
             )
+        named[name] = module
     if not named:
         raise ValueError("the block is empty; name an encoder or a head")
     return named

@@ -1,8 +1,9 @@
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.evidence._opinions import Opinion, modality_opinion
 from balanced_grad.evidence._precision import precision_evidence
 
@@ -65,10 +66,8 @@ def fuse_gradients(
     """
     if gradients.shape != variance.shape or gradients.dim() < 2:
         raise ValueError(f"gradients {tuple(gradients.shape)} and variance {tuple(variance.shape)} must both be (M, D)")
-    if frame not in get_args(Frame):
-        raise ValueError(f"frame={frame!r}: choose one of {get_args(Frame)}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction={reduction!r}: choose one of {get_args(Reduction)}")
+    check_choice("frame", frame, Frame)
+    check_choice("reduction", reduction, Reduction)
     wide = gradients.float() if gradients.itemsize < 4 else gradients
     evidence = precision_evidence(variance, kappa, reference=reference, cap=cap).to(wide.dtype)
     given = torch.ones_like(wide, dtype=torch.bool)

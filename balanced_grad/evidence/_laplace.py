@@ -1,10 +1,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
 from balanced_grad.evidence._estimators import Moments, State, Variance, flat, inputs_of
 from balanced_grad.evidence._history import typical_variance
@@ -52,8 +53,7 @@ class Laplace(Variance):
     linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.curvature not in get_args(Curvature):
-            raise ValueError(f"curvature={self.curvature!r}: choose one of {get_args(Curvature)}")
+        check_choice("curvature", self.curvature, Curvature)
         if self.draws < 0 or self.draws % 2:
             raise ValueError(f"draws={self.draws!r}: give an even number (antithetic pairs), or 0 for the closed form")
         if self.draws and self.curvature != "softmax":

@@ -1,12 +1,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from balanced_grad.capture import JOINT
-from balanced_grad.checks import described, vector
+from balanced_grad.checks import check_choice, described, vector
 from balanced_grad.evidence._block_exchange import SiteRows
 from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, StepVariance, Variance
 from balanced_grad.evidence._fuse import Frame, Reduction, fuse_gradients
@@ -80,8 +80,7 @@ class SiteFusion:
 
     def __post_init__(self) -> None:
         for name, allowed in {"precision": Precision, "unit": Unit, "joint": Joint}.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {get_args(allowed)}")
+            check_choice(name, getattr(self, name), allowed)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay!r}: give a number in [0, 1)")
         self._opinion(

@@ -1,11 +1,12 @@
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Losses
+from balanced_grad.checks import check_choice
 from balanced_grad.guard._seen import Seen
 from balanced_grad.guard._transfer import Transfer
 from balanced_grad.guard._wrapper import Wrapper
@@ -92,8 +93,7 @@ class HeldOut(Stateful, Wrapper):
             raise TypeError(f"held_out is a {type(held_out).__name__}; give a function that returns losses, or None")
         if not (hasattr(every, "__index__") and hasattr(warm_up, "__index__") and every >= 1 and warm_up >= 0):
             raise ValueError(f"every={every!r}, warm_up={warm_up!r}: give whole numbers, steps >= 1 and checks >= 0")
-        if target not in get_args(Target):
-            raise ValueError(f"target={target!r}: choose one of {get_args(Target)}")
+        check_choice("target", target, Target)
         if not 0 <= floor <= 1 or not 0 <= decay < 1 or not confidence >= 0:
             raise ValueError(
                 f"floor={floor!r}, decay={decay!r}, confidence={confidence!r}: give floor in [0, 1], decay in [0, 1) "

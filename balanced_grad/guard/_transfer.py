@@ -1,14 +1,11 @@
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from balanced_grad.state import beside
-
-Number = float | Tensor  # plain floats for losses on the CPU; else tensors, which nothing may wait for
-
+from balanced_grad import host
+from balanced_grad.host import Number
 
 ENOUGH = 3  # differences of successive checks, from which on their mean is trusted as a noise
 AT_START = 10  # checks whose noise is that of the first one
@@ -40,34 +37,34 @@ class Known(NamedTuple):
 
     def after(self, train: Number, held_out: Number, decay: float) -> "Known":
         """With one more check; as it is if a value, or its square, is not finite."""
-        first, later = self.checks == 0, _at_least(self.checks, 1.0)
+        first, later = self.checks == 0, host.at_least(self.checks, 1.0)
         weight = (1 - decay) / (1 - decay ** (self.checks + 1))  # of this check in a bias-corrected average
         weight_of_noise = (1 - decay) / (1 - decay**later)  # whose average starts with the second check
-        jump = (_square(train - self.last_train) + _square(held_out - self.last_held_out)) / 2
+        jump = (host.square(train - self.last_train) + host.square(held_out - self.last_held_out)) / 2
         early = self.start_noise + (jump - self.start_noise) / later
         new = Known(
-            _where(first, (train + held_out) / 2, self.start),
+            host.where(first, (train + held_out) / 2, self.start),
             self.train + weight * (train - self.train),
             self.held_out + weight * (held_out - self.held_out),
             train,
             held_out,
-            _where(first, jump * 0, self.noise + weight_of_noise * (jump - self.noise)),
+            host.where(first, jump * 0, self.noise + weight_of_noise * (jump - self.noise)),
             self.checks + 1,
-            _where(first, jump * 0, _where(self.checks < AT_START, early, self.start_noise)),
+            host.where(first, jump * 0, host.where(self.checks < AT_START, early, self.start_noise)),
             self.generalised,
         )
         fallen = new.is_known() & (new.start - new.held_out > 3 * new.error(decay))
-        new = new._replace(generalised=_where(fallen, jump * 0 + 1, self.generalised))
-        finite = _is_finite(train + held_out + jump)
-        return Known(*(_where(finite, after, before) for after, before in zip(new, self, strict=True)))
+        new = new._replace(generalised=host.where(fallen, jump * 0 + 1, self.generalised))
+        finite = host.is_finite(train + held_out + jump)
+        return Known(*(host.where(finite, after, before) for after, before in zip(new, self, strict=True)))
 
     def ratio(self, decay: float, confidence: float, warm_up: int) -> Number:
         """``ρ``; 1 while there is nothing to judge."""
         slack = confidence * self.error(decay)
         gained = self.start - self.train
         judged = (gained > slack) & (self.checks > warm_up) & self.is_known()
-        ratio = (self.start - self.held_out + slack) / _where(judged, gained, 1.0)
-        return _where(judged, _at_most(_at_least(ratio, 0.0), 1.0), 1.0)
+        ratio = (self.start - self.held_out + slack) / host.where(judged, gained, 1.0)
+        return host.where(judged, host.at_most(host.at_least(ratio, 0.0), 1.0), 1.0)
 
     def is_known(self) -> Any:
         """Whether there have been enough checks to tell noise from gain."""
@@ -75,7 +72,7 @@ class Known(NamedTuple):
 
     def error(self, decay: float) -> Number:
         """Standard error of what was gained: that of ``T - H``, and that of ``L_0``, the mean of two batches."""
-        past = decay ** _at_least(self.checks, 1.0)
+        past = decay ** host.at_least(self.checks, 1.0)
         share = (1 - decay) / (1 + decay) * (1 + past) / (1 - past)  # variance of an average over that of one check
         return (self.noise * share + self.start_noise / 2) ** 0.5
 
@@ -107,9 +104,9 @@ class Transfer:
     def observe(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> None:
         """Take in the mean training loss since the last check and the held-out loss of this one, ``()`` each."""
         names = [name for name in train if name in held_out]
-        pairs = zip(numbers(train[name] for name in names), numbers(held_out[name] for name in names), strict=True)
+        pairs = zip(*(host.numbers(losses[name] for name in names) for losses in (train, held_out)), strict=True)
         for name, (mine, theirs) in zip(names, pairs, strict=True):
-            before = Known(*(beside(mine, number) for number in self._known.get(name, Known())))
+            before = Known(*(host.beside(mine, number) for number in self._known.get(name, Known())))
             self._known[name] = before.after(mine, theirs, self.decay)
 
     def ratios(self) -> dict[str, Tensor]:
@@ -143,35 +140,3 @@ class Transfer:
 def _together(known: Known) -> Tensor | list[Number]:
     tensors = [number for number in known if isinstance(number, Tensor)]
     return torch.stack(tensors) if len(tensors) == len(known) else list(known)
-
-
-def numbers(losses: Iterable[Tensor]) -> list[Number]:
-    """Plain floats where reading them costs nothing, 0-dimensional tensors where it would wait for the device."""
-    found = list(losses)
-    return [loss.item() for loss in found] if on_host(found) else list(found)
-
-
-def on_host(losses: Iterable[Tensor]) -> bool:
-    return all(loss.is_cpu for loss in losses)
-
-
-def _where(condition: Any, first: Number, second: Number) -> Number:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, first, second)
-    return first if condition else second
-
-
-def _square(value: Number) -> Number:
-    return value * value  # a float's ** raises where this overflows
-
-
-def _at_least(value: Number, bound: float) -> Number:
-    return value.clamp_min(bound) if isinstance(value, Tensor) else max(value, bound)
-
-
-def _at_most(value: Number, bound: float) -> Number:
-    return value.clamp_max(bound) if isinstance(value, Tensor) else min(value, bound)
-
-
-def _is_finite(value: Number) -> Any:
-    return value.isfinite() if isinstance(value, Tensor) else math.isfinite(value)

@@ -4,12 +4,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from balanced_grad.caching import cached
+from balanced_grad.checks import check_choice
 
 Implementation = Literal["auto", "reference", "compiled", "triton"]
 """What runs behind the name of a pass: see [Kernels](kernels.md#choosing-an-implementation)."""
@@ -24,8 +25,7 @@ def choose(implementation: str, rows: Tensor) -> str:
     """
     if implementation == "auto":
         return "triton" if rows.is_cuda and triton_works(rows.device) else "reference"
-    if implementation not in get_args(Implementation):
-        raise ValueError(f"implementation={implementation!r}: choose one of {get_args(Implementation)}")
+    check_choice("implementation", implementation, Implementation)
     if implementation == "triton":
         _require_triton(rows)
     return implementation

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balanced_grad import host
 from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import JOINT, Params
 from balanced_grad.checks import refuse
+from balanced_grad.host import Number
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
 from balanced_grad.records import Problem, Weighting
-from balanced_grad.state import Stateful, beside
-
-Number = float | Tensor  # a value on the host, or a 0-dimensional tensor on a device
+from balanced_grad.state import Stateful
 
 
 class MIMO(Stateful, Balancer):
@@ -117,8 +117,7 @@ class MIMO(Stateful, Balancer):
         """1 for the joint loss, ``λ p_m`` for the modalities; the value is ``Φ``."""
         learning = torch.is_grad_enabled() and self.training
         values = problem.losses
-        # Plain floats where reading them costs nothing, 0-dimensional tensors where it would wait for the device.
-        numbers: list[Number] = values.tolist() if _on_host(values) else list(values.unbind())
+        numbers = host.numbers(values.unbind())
         losses = dict(zip(problem.names, numbers, strict=True))
         joint = losses.pop(JOINT, 0.0)
         offsets = [self._offset(name) for name in losses]
@@ -128,14 +127,14 @@ class MIMO(Stateful, Balancer):
         excess = [level - offset for level, offset in zip(levels, offsets, strict=True)]
         worst, shares, present = _smooth_max(excess, self.smoothing)
         penalty = self._ramp() * (present if self.penalty is None else self.penalty)
-        scale = _inverse_up_to_one(penalty) if self.scale_by_penalty else 1.0
+        scale = 1 / host.at_least(penalty, 1.0) if self.scale_by_penalty else 1.0
         uni_modal = {name: scale * penalty * share for name, share in zip(losses, shares, strict=True)}
         if learning:
             self._steps += 1
-        weights = _tensor([uni_modal.get(name, scale) for name in problem.names], values)
+        weights = host.tensor([uni_modal.get(name, scale) for name in problem.names], values)
         if self.ema is not None:
             return Weighting(weights)
-        return Weighting(weights, _tensor([scale * (joint + penalty * worst)], values).squeeze(0))
+        return Weighting(weights, host.tensor([scale * (joint + penalty * worst)], values).squeeze(0))
 
     def _offset(self, name: str) -> float:
         if self.offsets is None:
@@ -148,7 +147,7 @@ class MIMO(Stateful, Balancer):
         """The loss of this modality, or the average of it."""
         if name not in self._averages:
             return loss
-        total, count = (beside(loss, value) for value in self._averages[name])
+        total, count = (host.beside(loss, value) for value in self._averages[name])
         if isinstance(count, Tensor):
             return torch.where(count > 0, total / count, loss)
         return total / count if count > 0 else loss
@@ -156,7 +155,7 @@ class MIMO(Stateful, Balancer):
     def _observe(self, losses: Mapping[str, Number], finite: bool | Tensor, decay: float) -> None:
         """Update the moving averages of the modalities present, unless any loss is non-finite."""
         for name, loss in losses.items():
-            total, count = (beside(loss, value) for value in self._averages.get(name, (0.0, 0.0)))
+            total, count = (host.beside(loss, value) for value in self._averages.get(name, (0.0, 0.0)))
             after = decay * total + (1 - decay) * loss, decay * count + (1 - decay)
             if isinstance(finite, Tensor):
                 self._averages[name] = torch.where(finite, after[0], total), torch.where(finite, after[1], count)
@@ -186,35 +185,19 @@ class MIMO(Stateful, Balancer):
         return {name: getattr(self, name) for name in names} | super().settings()
 
 
-def _on_host(values: Tensor) -> bool:
-    return values.is_cpu
-
-
 def _smooth_max(values: list[Number], smoothing: float) -> tuple[Number, list[Number], Number]:
     """Smooth maximum, its gradient and how many values took part."""
-    host = [value for value in values if not isinstance(value, Tensor)]
-    if len(host) == len(values):
-        worst, shares = smooth_max_on_host(host, smoothing)
-        return worst, list(shares), float(sum(map(math.isfinite, host)))
+    floats = [value for value in values if not isinstance(value, Tensor)]
+    if len(floats) == len(values):
+        worst, shares = smooth_max_on_host(floats, smoothing)
+        return worst, list(shares), float(sum(map(math.isfinite, floats)))
     stacked = torch.stack([value for value in values if isinstance(value, Tensor)])
     value, weights = smooth_max(stacked, smoothing)
     return value, list(weights.unbind()), stacked.isfinite().sum()
 
 
 def _all_finite(values: Tensor, numbers: list[Number]) -> bool | Tensor:
-    return all(map(math.isfinite, numbers)) if _on_host(values) else values.isfinite().all()
-
-
-def _inverse_up_to_one(penalty: Number) -> Number:
-    if isinstance(penalty, Tensor):
-        return (1 / penalty).clamp_max(1)
-    return 1 / max(penalty, 1.0)
-
-
-def _tensor(numbers: list[Number], like: Tensor) -> Tensor:
-    if _on_host(like):
-        return torch.tensor(numbers, dtype=like.dtype, device="cpu")
-    return torch.stack([n if isinstance(n, Tensor) else like.new_full((), n) for n in numbers])
+    return all(map(math.isfinite, numbers)) if host.on_host(values) else values.isfinite().all()
 
 
 def _without_non_finite(losses: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:

@@ -1,12 +1,13 @@
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import JOINT, Groups, Params
+from balanced_grad.checks import check_choice
 from balanced_grad.methods._bounds import Bounds, Interval
 from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting
@@ -94,10 +95,8 @@ class MinNorm(Balancer):
         include_exclusive: bool = False,
     ) -> None:
         super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive)
-        if normalize not in get_args(Normalize):
-            raise ValueError(f"normalize={normalize!r}: choose one of {get_args(Normalize)}")
-        if rescale not in get_args(Rescale):
-            raise ValueError(f"rescale={rescale!r}: choose one of {get_args(Rescale)}")
+        check_choice("normalize", normalize, Normalize)
+        check_choice("rescale", rescale, Rescale)
         self.normalize = normalize
         min_norm(torch.ones(1, 1, device="cpu"), method=solver)  # names what is possible where the name is wrong
         if joint_floor is not None and not (math.isfinite(joint_floor) and joint_floor >= 0):

@@ -1,10 +1,11 @@
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Params, index
+from balanced_grad.checks import check_choice
 from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
@@ -53,8 +54,7 @@ class MMPareto(Balancer):
     needs = "gramian"
 
     def __init__(self, gamma: float = 1.5, *, rescale: Unit = "tensor", params: Params | None = None) -> None:
-        if rescale not in get_args(Unit):
-            raise ValueError(f"rescale={rescale!r}: choose one of {get_args(Unit)}")
+        check_choice("rescale", rescale, Unit)
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"gamma={gamma!r}: give a positive number")
         super().__init__(params=params, groups="tensor" if rescale == "tensor" else "reach")

@@ -1,10 +1,11 @@
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
+from balanced_grad.checks import check_choice
 from balanced_grad.models._vi_branch import Branch, Modality
 from balanced_grad.models._vi_fill_in import NOTHING, Cut, FillIn, Recurrence, Revealed, Schedule
 from balanced_grad.models._vi_likelihoods import Likelihood
@@ -89,10 +90,8 @@ class CrossModalVI(nn.Module):
             raise ValueError(f"a modality cannot be named {JOINT!r}, the name of the fused prediction's loss")
         if hidden < 1:
             raise ValueError(f"hidden={hidden!r}: give a positive number of units")
-        if loop not in get_args(Loop):
-            raise ValueError(f"loop={loop!r}: choose one of {get_args(Loop)}")
-        if start not in get_args(Start):
-            raise ValueError(f"start={start!r}: choose one of {get_args(Start)}")
+        check_choice("loop", loop, Loop)
+        check_choice("start", start, Start)
         if not 0 <= damping < 1:
             raise ValueError(f"damping={damping!r}: give a share in [0, 1)")
         if not tolerance >= 0:
@@ -173,8 +172,7 @@ class CrossModalVI(nn.Module):
             raise ValueError(f"sparsity needs the default activation, a sigmoid; this one is {self.activation}")
         if back_steps is not None and back_steps < 1:
             raise ValueError(f"back_steps={back_steps!r}: give a number >= 1, or None for all steps")
-        if cut not in get_args(Cut):
-            raise ValueError(f"cut={cut!r}: choose one of {get_args(Cut)}")
+        check_choice("cut", cut, Cut)
         if back_steps is None and cut != "state":
             raise ValueError(f"cut={cut!r} has no meaning without back_steps=, which says where")
         batch = self._read(inputs, present)

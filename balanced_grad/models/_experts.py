@@ -1,11 +1,12 @@
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
+from balanced_grad.checks import check_choice
 from balanced_grad.labels import Task
 from balanced_grad.models._experts_null import NullTokenExpert
 from balanced_grad.models._experts_subsets import Subset, named_subsets
@@ -86,8 +87,7 @@ class ProductOfExperts(nn.Module):
         class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if task not in get_args(Task):
-            raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
+        check_choice("task", task, Task)
         if not (math.isfinite(prior_weight) and prior_weight >= 0):
             raise ValueError(f"prior_weight={prior_weight!r}: give a finite number >= 0")
         if prior_weight and prior is None:

@@ -2,12 +2,13 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn, optim
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT
+from balanced_grad.checks import check_choice
 from balanced_grad.models._experts import ProductOfExperts
 from balanced_grad.models._experts_fit import WeightFit, fit_temperature, fit_weights
 from balanced_grad.models._experts_predictions import Batch, predictions
@@ -95,10 +96,9 @@ def train_experts(
         >>> history.val["joint"][-1] < history.val["audio"][-1]
         True
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r}: choose one of {get_args(Mode)}")
-    if calibrate is not None and calibrate not in get_args(Calibrate):
-        raise ValueError(f"calibrate={calibrate!r}: choose one of {get_args(Calibrate)}, or None")
+    check_choice("mode", mode, Mode)
+    if calibrate is not None:
+        check_choice("calibrate", calibrate, Calibrate, ", or None")
     if mode == "frozen" and balancer is not None:
         raise ValueError("mode='frozen' trains every expert alone: there is nothing to balance; leave balancer out")
     stage = _Stage(product, train, val, optimizer or _sgd, epochs, patience)

@@ -1,11 +1,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from balanced_grad.checks import check_choice
 
 Variance = Literal["learnt", "predicted", "unit"]
 LOG_VARIANCE_FLOOR = -6.0  # a deviation of 0.05: below it a dimension of standardised data is a constant
@@ -134,8 +136,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, shape: int | Sequence[int], variance: Variance = "learnt") -> None:
         super().__init__(shape)
-        if variance not in get_args(Variance):
-            raise ValueError(f"variance={variance!r}: choose one of {get_args(Variance)}")
+        check_choice("variance", variance, Variance)
         self.variance = variance
         self.raw_log_variance = nn.Parameter(torch.zeros(self.width)) if variance == "learnt" else None
         self.width *= 2 if variance == "predicted" else 1

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.models._vi_branch import Branch
 from balanced_grad.models._vi_fill_in import NOTHING, FillIn, Revealed
 from balanced_grad.models._vi_likelihoods import Likelihood
@@ -40,10 +41,8 @@ class Settings:
     sparsity_target: float
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind={self.kind!r}: choose one of {get_args(Kind)}")
-        if self.reduction not in get_args(Reduction):
-            raise ValueError(f"reduction={self.reduction!r}: choose one of {get_args(Reduction)}")
+        check_choice("kind", self.kind, Kind)
+        check_choice("reduction", self.reduction, Reduction)
         if not 0 <= self.reveal < 1:
             raise ValueError(f"reveal={self.reveal!r}: give a share in [0, 1); something has to be left to predict")
         if self.reveal and self.kind == "autoencoder":

@@ -4,7 +4,7 @@ from balanced_grad.modulation._agm import AGM
 from balanced_grad.modulation._base import Modulation, Target
 from balanced_grad.modulation._dgl import DGL
 from balanced_grad.modulation._mlb import MLB
-from balanced_grad.modulation._modalities import Members, Modalities, ModalityGroups
+from balanced_grad.modulation._modalities import Modalities, ModalityGroups, grouped
 from balanced_grad.modulation._ogm import OGM
 from balanced_grad.modulation._scores import TaskScores, score, scores
 
@@ -13,12 +13,12 @@ __all__ = [
     "DGL",
     "MLB",
     "OGM",
-    "Members",
     "Modalities",
     "ModalityGroups",
     "Modulation",
     "Target",
     "TaskScores",
+    "grouped",
     "score",
     "scores",
 ]

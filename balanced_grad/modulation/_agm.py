@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import eager
+from balanced_grad.capture import eager, weighted
 from balanced_grad.checks import described, scalar
 from balanced_grad.labels import class_loss
 from balanced_grad.modulation._comparison import across_ranks
-from balanced_grad.modulation._shapley import combined, shapley
+from balanced_grad.modulation._shapley import shapley
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.state import Stateful
 
@@ -126,7 +126,7 @@ class AGM(Stateful, Balancer):
         self._observe(scores)
         row = dict(zip(self.modalities, scores.unbind(), strict=True))
         self._latest = {name: row[name] for name in names}, coefficients
-        return combined(passes, factors)
+        return weighted(passes[0].detach(), factors, passes)
 
     def _pass(self, muted: Muted, present: tuple[str, ...], full: Tensor) -> Tensor:
         found = muted(present)

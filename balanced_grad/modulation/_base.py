@@ -2,14 +2,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Delivery, Walk, eager, on_backward
-from balanced_grad.checks import described, vector
+from balanced_grad.checks import check_choice, described, vector
 from balanced_grad.modulation._comparison import (
     Kind,
     Scores,
@@ -57,8 +57,8 @@ class Modulation(Stateful, Balancer):
 
     def __init__(self, modalities: Modalities, *, target: Target | None = None, stop_after: int | None = None) -> None:
         super().__init__()
-        if target is not None and target not in get_args(Target):
-            raise ValueError(f"target={target!r}: choose one of {get_args(Target)}, or None")
+        if target is not None:
+            check_choice("target", target, Target, ", or None")
         if stop_after is not None and not (hasattr(stop_after, "__index__") and stop_after >= 0):
             raise ValueError(f"stop_after={stop_after!r}: give a whole number of training steps >= 0, or None")
         self.modalities = grouped(modalities)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from balanced_grad import host
 from balanced_grad.capture import Processes
 from balanced_grad.notices import Notices
 
@@ -28,7 +29,7 @@ def aligned(names: Sequence[str], given: Scores, like: Tensor, kind: Kind = "sco
     like = like.new_empty((), dtype=dtype)
     found = {name: _scalar(name, score, like) for name, score in there.items()}
     row = torch.stack([found[name] if name in found else like.new_full((), torch.nan) for name in names])
-    if kind != "loss" and _on_host(row) and bool((row < 0).any()):
+    if kind != "loss" and host.on_host(row) and bool((row < 0).any()):
         values = {name: score.item() for name, score in found.items()}
         if kind == "error":
             raise ValueError(f"losses={values}: with task='regression' they are taken for errors, which are positive")
@@ -49,7 +50,7 @@ def report_nan(row: Tensor, names: Sequence[str], there: Scores, who: str, notic
 
     Where all are NaN, as those of a batch without labels are, there is nothing to compare.
     """
-    if not _on_host(row) or not bool(row.isnan().any()) or bool(row.isnan().all()):
+    if not host.on_host(row) or not bool(row.isnan().any()) or bool(row.isnan().all()):
         return
     for name, score in zip(names, row.unbind(), strict=True):
         if there.get(name) is not None and bool(score.isnan()):
@@ -58,10 +59,6 @@ def report_nan(row: Tensor, names: Sequence[str], there: Scores, who: str, notic
                 f"the score of {name!r} is NaN, so {who} leaves its gradient as it is and compares the others among "
                 "themselves; where a batch has no item of it, leave its key out or give None",
             )
-
-
-def _on_host(values: Tensor) -> bool:
-    return values.is_cpu
 
 
 def _scalar(name: str, score: Tensor | float, like: Tensor) -> Tensor:

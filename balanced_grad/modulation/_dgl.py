@@ -110,9 +110,8 @@ class DGL(Balancer):
 
 
 def _run(walk: Walk, delivery: Delivery, inputs: list[list[Tensor]], weights: Tensor, scale: Tensor) -> None:
-    """One backward per loss, the joint one last: it frees the largest graph."""
-    order = sorted(range(len(inputs)), key=lambda index: walk.names[index] == JOINT)
-    keep = walk.needed_later()
+    """One backward per loss, each into its own parameters."""
+    order, keep = walk.order, walk.needed_later()
     for index in order:
         if inputs[index]:
             weight, loss = weights[index : index + 1], walk.tensors[index]

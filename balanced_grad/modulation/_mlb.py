@@ -1,8 +1,9 @@
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.modulation._base import Modulation, Target
 from balanced_grad.modulation._comparison import relative_to_others, tanh_of
 from balanced_grad.modulation._modalities import Modalities
@@ -71,8 +72,8 @@ class MLB(Modulation):
             raise ValueError(f"alpha={alpha!r}: give a number >= 0")
         if not cap >= 1:
             raise ValueError(f"cap={cap!r}: give a number >= 1, the largest factor on a gradient")
-        if task is not None and task not in get_args(Task):
-            raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
+        if task is not None:
+            check_choice("task", task, Task)
         self.alpha = alpha
         self.cap = cap
         self.task = task

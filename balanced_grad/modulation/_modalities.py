@@ -1,17 +1,16 @@
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from balanced_grad.capture import JOINT
+from balanced_grad.members import Member, Members, Named, NamedMembers, entries, listed, owners, parameters_of
 
-Member = nn.Module | Tensor
-Members = Member | Iterable[Member]
+Modalities = Named  # of which ``ModalityGroups`` are the checked form
 
 
-class ModalityGroups:
+class ModalityGroups(NamedMembers):
     """Which parameters belong to which modality: name -> modules or parameters.
 
     Modules are asked for their parameters each time, so a module that is sharded or whose layers are replaced
@@ -43,44 +42,29 @@ class ModalityGroups:
 
     def __init__(
         self,
-        modalities: Mapping[str, Members] | nn.ModuleDict,
+        modalities: Modalities,
         *,
         shared: Members = (),
         ignore: Members = (),
         model: nn.Module | None = None,
     ) -> None:
-        if isinstance(modalities, nn.ModuleDict):
-            modalities = dict(modalities.items())
-        if not isinstance(modalities, Mapping):
-            raise TypeError(
-                f"modalities is a {type(modalities).__name__}; "
-                "give a mapping of name -> module or parameters, e.g. {'audio': model.audio_encoder}"
-            )
-        if not modalities:
+        for name in (named := entries(modalities, "modalities")):
+            _check_name(name)
+        if not named:
             raise ValueError("modalities is empty; name at least one, e.g. {'audio': model.audio_encoder}")
-        self._members = {_name(name): _listed(f"modality {name!r}", given) for name, given in modalities.items()}
-        self._shared = _listed("shared", shared)
-        for name in self.names:
-            if not self.parameters(name):
-                raise ValueError(f"modality {name!r} has no parameter; give its encoder, or leave it out")
-        ignored = _listed("ignore", ignore)
-        labels = self._labels(ignored)
+        self._shared = listed("shared", shared)
+        super().__init__(named, "modalities")
+        labels = self._labels(listed("ignore", ignore))
         if model is not None:
             self._check_against(model, labels)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The modalities, in the order given."""
-        return tuple(self._members)
+    def _place(self, name: str) -> str:
+        return f"modality {name!r}"
 
     @property
     def shared(self) -> list[Parameter]:
         """The parameters that several modalities use."""
-        return list(_parameters(self._shared))
-
-    def parameters(self, name: str) -> list[Parameter]:
-        """The parameters of one modality, as they are now; ``KeyError`` for a name that is not among ``names``."""
-        return list(_parameters(self._members[name]))
+        return list(parameters_of(self._shared))
 
     def of(self, parameter: Tensor) -> str | None:
         """The modality this parameter belongs to; None for a shared or unknown one."""
@@ -99,30 +83,24 @@ class ModalityGroups:
         """The first parameter of each modality."""
         return [parameter for name in self.names for parameter in islice(self._iterate(name), 1)]
 
-    def _iterate(self, name: str) -> Iterator[Parameter]:
-        return _parameters(self._members[name])
-
-    def _labels(self, ignored: list[Member]) -> dict[Tensor, str]:
+    def _labels(self, ignored: Iterable[Member]) -> dict[Tensor, str]:
         """Where each parameter is; one that is in two places is an error."""
-        places = {f"modality {name!r}": members for name, members in self._members.items()}
-        labels: dict[Tensor, str] = {}
-        for place, members in (places | {"shared": self._shared, "ignore": ignored}).items():
-            for parameter in _parameters(members):
-                if labels.setdefault(parameter, place) != place:
-                    raise ValueError(
-                        f"a parameter of shape {tuple(parameter.shape)} is in {labels[parameter]} and in {place}; "
-                        "name it once: what several modalities use belongs in shared="
-                    )
-        return labels
+        places: dict[str, Iterable[Member]] = {self._place(name): members for name, members in self._members.items()}
+        return owners(
+            places | {"shared": self._shared, "ignore": ignored},
+            lambda first, second: (
+                f"in {first} and in {second}; name it once: what several modalities use belongs in shared="
+            ),
+        )
 
     def _check_against(self, model: nn.Module, labels: Mapping[Tensor, str]) -> None:
-        known = dict(model.named_parameters())
-        nowhere = [name for name, parameter in known.items() if parameter.requires_grad and parameter not in labels]
+        of_model = dict(model.named_parameters())
+        nowhere = [name for name, parameter in of_model.items() if parameter.requires_grad and parameter not in labels]
         if nowhere:
             listed = ", ".join(nowhere[:5]) + (f" and {len(nowhere) - 5} more" if len(nowhere) > 5 else "")
             verb, them = ("is", "it") if len(nowhere) == 1 else ("are", "them")
             raise ValueError(f"{listed} of the model {verb} in no group; add {them} to a modality, shared= or ignore=")
-        for parameter in set(labels) - set(known.values()):
+        for parameter in set(labels) - set(of_model.values()):
             raise ValueError(
                 f"{labels[parameter]} has a parameter of shape {tuple(parameter.shape)} that is not in the model; "
                 "take the modules from the very model that is trained, not from a copy"
@@ -135,46 +113,15 @@ class ModalityGroups:
         return f"ModalityGroups({', '.join(f'{name}: {size} parameters' for name, size in sizes.items())})"
 
 
-def _name(name: object) -> str:
+def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"modality names are strings, got {name!r}")
     if name == JOINT:
         raise ValueError(f"{JOINT!r} is the name of the fused prediction's loss; what it alone uses belongs in shared=")
-    return name
-
-
-def _listed(place: str, members: Members) -> list[Member]:
-    if isinstance(members, nn.Module | Tensor):
-        members = [members]
-    elif isinstance(members, str | Mapping) or not isinstance(members, Iterable):
-        raise TypeError(f"{place} is a {type(members).__name__}; give a module, a parameter, or a list of them")
-    listed = list(members)
-    for member in listed:
-        if not isinstance(member, nn.Module | Tensor):
-            raise TypeError(f"{place} holds a {type(member).__name__}; give modules or parameters")
-        if isinstance(member, Tensor) and not member.is_leaf:
-            raise ValueError(f"{place} holds a computed tensor of shape {tuple(member.shape)}; give the parameters")
-    return listed
-
-
-def _parameters(members: Iterable[Member]) -> Iterator[Parameter]:
-    """Each parameter once, lazily: most callers need only the first."""
-    seen: set[int] = set()
-    for member in members:
-        found = member.parameters() if isinstance(member, nn.Module) else (member,)
-        for parameter in found:
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield cast(Parameter, parameter)  # a leaf tensor serves as well
-
-
-Modalities = ModalityGroups | Mapping[str, Members] | nn.ModuleDict
 
 
 def grouped(modalities: Modalities) -> ModalityGroups:
-    """The groups themselves, or those of a mapping; a ``ModuleDict`` is one in all but its type."""
-    if isinstance(modalities, nn.ModuleDict):
-        modalities = dict(modalities.items())
+    """The groups themselves, or those of a mapping."""
     return modalities if isinstance(modalities, ModalityGroups) else ModalityGroups(modalities)
 
 

@@ -1,9 +1,10 @@
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.modulation._base import Hook, Modulation, Target
 from balanced_grad.modulation._comparison import relative_to_others, tanh_of
 from balanced_grad.modulation._modalities import Modalities
@@ -73,8 +74,7 @@ class OGM(Modulation):
         super().__init__(modalities, target=target, stop_after=stop_after)
         if not alpha >= 0:
             raise ValueError(f"alpha={alpha!r}: give a number >= 0")
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant={variant!r}: choose one of {get_args(Variant)}")
+        check_choice("variant", variant, Variant)
         if not noise >= 0:
             raise ValueError(f"noise={noise!r}: give a number >= 0 (0: OGM without generalisation enhancement)")
         self.alpha = alpha

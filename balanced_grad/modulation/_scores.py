@@ -1,11 +1,11 @@
 """How well each modality alone predicts a batch: one positive number, larger is better."""
 
 from collections.abc import Mapping
-from typing import get_args
 
 import torch
 from torch import Tensor
 
+from balanced_grad.checks import check_choice
 from balanced_grad.labels import Labels, Task, fits, read, require_tensor
 
 
@@ -49,8 +49,7 @@ def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "cl
         >>> bg.scores({"audio": sure, "video": unsure}, torch.tensor([0, 1]))
         {'audio': tensor(0.9999), 'video': tensor(0.5000)}
     """
-    if task not in get_args(Task):
-        raise ValueError(f"task={task!r}: choose one of {get_args(Task)}")
+    check_choice("task", task, Task)
     require_tensor(labels)
     found = {name: None if given is None else _score(name, given, labels, task) for name, given in logits.items()}
     return TaskScores(found, task)

@@ -1,14 +1,14 @@
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.modulation import Members, ModalityGroups
+from balanced_grad.checks import check_choice
+from balanced_grad.modulation import Modalities, ModalityGroups, grouped
 from balanced_grad.optim import _checkpoint
 from balanced_grad.optim._activity import ActivityWatch
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
@@ -94,7 +94,7 @@ class BalancedOptimizer(Optimizer):
         base: Optimizer,
         balancer: Balancer,
         *,
-        modalities: ModalityGroups | Mapping[str, Members] | nn.ModuleDict | None = None,
+        modalities: Modalities | None = None,
         accumulate: Accumulate = "gradients",
     ) -> None:
         # No super().__init__(): it would give this object groups, state and hooks of its own.
@@ -106,8 +106,7 @@ class BalancedOptimizer(Optimizer):
         self._watch = SilenceWatch(self.modalities, balancer.notices)
         self._activity = ActivityWatch(balancer, _CALL_IT)
         self._check_modalities()
-        if accumulate not in get_args(Accumulate):
-            raise ValueError(f"accumulate={accumulate!r}: choose one of {get_args(Accumulate)}")
+        check_choice("accumulate", accumulate, Accumulate)
         balancer.accumulate_rows(accumulate == "rows")
         balancer.resolve_target(is_scale_invariant(self.base))
 
@@ -252,11 +251,11 @@ def _checked(base: object) -> Optimizer:
     return base
 
 
-def _groups(modalities: object, balancer: Balancer) -> ModalityGroups | None:
+def _groups(modalities: Modalities | None, balancer: Balancer) -> ModalityGroups | None:
     if modalities is None:
-        own = getattr(balancer, "modalities", None)
-        return own if isinstance(own, ModalityGroups) else None
-    return modalities if isinstance(modalities, ModalityGroups) else ModalityGroups(modalities)  # type: ignore[arg-type]
+        of_balancer = getattr(balancer, "modalities", None)
+        return of_balancer if isinstance(of_balancer, ModalityGroups) else None
+    return grouped(modalities)
 
 
 def _what(value: object) -> str:

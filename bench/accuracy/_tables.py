@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import mean
 
+from bench._markdown import header, row
 from bench.accuracy._evaluate import RULES
 from bench.accuracy._methods import BASELINE, UNIFORM
 from bench.accuracy._statistics import Group, mean_and_deviation, number, points
@@ -14,9 +15,8 @@ Cell = Callable[[str], str]
 
 def table(methods: Sequence[str], columns: dict[str, Cell]) -> str:
     """One row per method."""
-    lines = ["| method | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 1)]
-    lines += [f"| {method} | " + " | ".join(cell(method) for cell in columns.values()) + " |" for method in methods]
-    return "\n".join(lines)
+    lines = [row(method, *(cell(method) for cell in columns.values())) for method in methods]
+    return "\n".join([header("method", *columns), *lines])
 
 
 def over_seeds(group: Group, read: Callable[[Line], float | None], sign: str = "", digits: int = 1) -> Cell:

@@ -1,6 +1,5 @@
 """AGM's training loop, re-implemented from its description like those of ``_loops``."""
 
-import itertools
 import math
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from balanced_grad.subsets import all_subsets, shapley_contrast
 from bench.accuracy._objectives import JOINT, Forward
 from bench.published._loops import concatenated
 
@@ -69,16 +69,10 @@ def advantages(losses: list[float]) -> list[float]:
 
 def subsets(count: int) -> list[tuple[int, ...]]:
     """Every set of the first numbers, from none to all."""
-    return [chosen for size in range(count + 1) for chosen in itertools.combinations(range(count), size)]
+    return all_subsets(range(count))
 
 
 def shapley(count: int) -> Tensor:
     """``(M, 2^M)`` share of each pass in each modality's Shapley value, the pass with nothing counting as zero."""
-    rows = [[0.0 if not s else shapley_weight(count, len(s), m in s) for s in subsets(count)] for m in range(count)]
-    return torch.tensor(rows)
-
-
-def shapley_weight(count: int, size: int, inside: bool) -> float:
-    if inside:
-        return math.factorial(size - 1) * math.factorial(count - size) / math.factorial(count)
-    return -math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count)
+    contrasts = [shapley_contrast(range(count), player) | {(): 0.0} for player in range(count)]
+    return torch.tensor([[contrast[subset] for subset in subsets(count)] for contrast in contrasts])

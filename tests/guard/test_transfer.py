@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balanced_grad.guard import Transfer, _transfer
+from balanced_grad.guard import Transfer
 from balanced_grad.guard._transfer import Known
 from tests.conftest import NoHostReads
 
@@ -68,7 +68,7 @@ def test_the_ratio_is_that_of_its_formula(pairs, decay, confidence, warm_up):
 def test_on_a_device_the_numbers_are_the_same(pairs, decay):
     with pytest.MonkeyPatch.context() as patch:
         host = watch(pairs, decay, 1.0, 2)
-        patch.setattr(_transfer, "on_host", lambda losses: False)
+        patch.setattr("balanced_grad.host.on_host", lambda *_: False)
         assert watch(pairs, decay, 1.0, 2) == pytest.approx(host, abs=1e-6)
 
 
@@ -126,7 +126,7 @@ def test_a_first_batch_that_was_hard_is_not_taken_for_a_gain():
 @pytest.mark.parametrize("spike", [1e20, 1e200])
 def test_a_value_whose_square_is_no_number_changes_nothing(spike, monkeypatch):
     dtype = torch.float32 if spike < 1e30 else torch.float64
-    monkeypatch.setattr(_transfer, "on_host", lambda losses: dtype == torch.float64)
+    monkeypatch.setattr("balanced_grad.host.on_host", lambda *_: dtype == torch.float64)
     transfer = Transfer(0.9, 1.0, 0)
     for i, (train, held_out) in enumerate(zip(curve(2, 0, 20), curve(2, 3, 20), strict=True)):
         both = torch.tensor([spike if i == 10 else train, held_out], dtype=dtype)
@@ -146,7 +146,7 @@ def carried_over_then_noisy(transfer, checks=60):
 
 @pytest.mark.parametrize("on_host", [True, False])
 def test_that_a_loss_has_generalised_is_never_forgotten(monkeypatch, on_host):
-    monkeypatch.setattr(_transfer, "on_host", lambda losses: on_host)
+    monkeypatch.setattr("balanced_grad.host.on_host", lambda *_: on_host)
     transfer = Transfer(0.9, 1.0, 10)
     seen = carried_over_then_noisy(transfer)
     assert seen == sorted(seen)
@@ -220,7 +220,7 @@ def test_a_held_out_loss_that_shoots_up_is_no_noise():
 
 
 def test_nothing_is_read_on_the_host(monkeypatch):
-    monkeypatch.setattr(_transfer, "on_host", lambda losses: False)
+    monkeypatch.setattr("balanced_grad.host.on_host", lambda *_: False)
     transfer = Transfer(0.9, 1.0, 1)
     with NoHostReads():
         for i in range(4):

@@ -298,7 +298,7 @@ def test_the_path_of_other_devices_gives_the_same_and_reads_nothing(settings_, b
         problem = bg.Problem(("audio", "joint", "video"), losses)
         want = host.weigh(problem)
         with monkeypatch.context() as patch:
-            patch.setattr("balanced_grad.methods._mimo._on_host", lambda values: False)
+            patch.setattr("balanced_grad.host.on_host", lambda *_: False)
             with NoHostReads():
                 got = device.weigh(problem)
         torch.testing.assert_close(got.weights, want.weights, rtol=1e-5, atol=1e-6)
@@ -311,6 +311,6 @@ def test_the_path_of_other_devices_gives_the_same_and_reads_nothing(settings_, b
 
 
 def test_without_modalities_on_other_devices(monkeypatch):
-    monkeypatch.setattr("balanced_grad.methods._mimo._on_host", lambda values: False)
+    monkeypatch.setattr("balanced_grad.host.on_host", lambda *_: False)
     chosen = bg.MIMO().weigh(bg.Problem(("joint",), torch.tensor([2.0])))
     assert (chosen.weights.tolist(), chosen.value.item()) == ([1.0], 2.0)
