@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from balanced_grad.capture import eager
+from balanced_grad.modulation import Muted
 
 Inputs = Mapping[str, str | tuple[str, ...]]
-Muted = Callable[[tuple[str, ...]], Tensor]
 _muting = ContextVar("_muting", default=False)
 
 

@@ -21,7 +21,7 @@ _OF_HOOKS = "Using `torch.compile.* when there are global hooks"  # ours do noth
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Call:
     """One call of the user's function: fresh losses, and names for what they reach.
 
     Attributes:
@@ -85,7 +85,7 @@ class Replay:
         self._restore()
 
     @contextmanager
-    def step(self) -> Iterator[Step]:
+    def step(self) -> Iterator[Call]:
         """Losses on a fresh graph, computed with the same random numbers each time."""
         self._restore()
         self._called, self._starts, self._spans = [], [], []
@@ -95,7 +95,7 @@ class Replay:
         losses = Losses.check(batch.losses)
         losses.require_graph()
         nodes = graph(losses.tensors)
-        step = Step(losses, batch, nodes, *self._names(batch.model, nodes))
+        step = Call(losses, batch, nodes, *self._names(batch.model, nodes))
         saved = [(tensor, tensor.grad) for tensor in step.tensors.values()]
         try:
             for tensor, _ in saved:

@@ -13,7 +13,7 @@ from balanced_grad.checks import check_choice, described, vector
 from balanced_grad.modulation._comparison import (
     Kind,
     Scores,
-    Window,
+    ScoreWindow,
     across_ranks,
     aligned,
     comparable,
@@ -64,7 +64,7 @@ class Modulation(Stateful, Balancer):
         self.stop_after = stop_after
         self._resolved: Target | None = None  # by a BalancedOptimizer
         self._steps = 0
-        self._window = Window()
+        self._window = ScoreWindow()
 
     @abstractmethod
     def modulate(self, scores: Tensor) -> Tensor:

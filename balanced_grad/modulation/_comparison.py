@@ -85,7 +85,7 @@ def across_ranks(scores: Tensor, processes: Processes) -> Tensor:
     return both[0] / both[1]
 
 
-class Window:
+class ScoreWindow:
     """Mean scores of the batches that go into one optimizer step: what one large batch would have shown.
 
     Scores that are made of losses or errors are averaged as such.
