@@ -39,8 +39,9 @@ class Memory:
 class ParameterCapture:
     """Per-loss gradients of one batch at the parameters: rows where losses meet, plain tensors elsewhere.
 
-    Where gradients are averaged over processes or kept over micro-batches, those of one loss alone are rows too.
-    After ``run`` everything is that of all processes and of all micro-batches: names, losses, Gramian.
+    With several processes, or where micro-batches are accumulated, every gradient is a row, also where a single loss
+    arrives: rows are what can be summed. After ``run``, names, losses and Gramian are those of all processes and of
+    all micro-batches together.
     """
 
     through: tuple[Tensor, ...] = ()  # a wrapper that looks through the scalar finds nothing, and waits for nothing

@@ -79,12 +79,14 @@ class Experiment:
         train = self.items[rows.train].only(subset)
         model = self._trained(train, seed)
         before, after = (latents(model, part, subset) for part in (probe, test))
-        own = {
+        own_head = {
             "parameters": parameter_count(model),
             "train_loss": own_risk(model, train),
             "test_risk": own_risk(model, test),
         }
-        return self._probe(subset, before, after, probe, seed, width=sum(x.shape[1] for x in before.values()), **own)
+        return self._probe(
+            subset, before, after, probe, seed, width=sum(x.shape[1] for x in before.values()), **own_head
+        )
 
     def _trained(self, train: Items, seed: int) -> Model:
         devices = sorted({x.get_device() for x in train.inputs.values() if x.is_cuda})

@@ -162,8 +162,8 @@ def _items(
         raise ValueError(f"no validation item with an expert is labelled: all targets are {_UNKNOWN[product.task]}")
     values = silenced(product.task, said, kept)
     values, floor = finite(values) if product.task == "classification" else (values, -math.inf)
-    for name, own in zip(voices.names, values[:, rows], strict=True):
-        if not own.isfinite().all():
+    for name, output in zip(voices.names, values[:, rows], strict=True):
+        if not output.isfinite().all():
             raise ValueError(f"the output of expert {name!r} is not finite on the validation items")
     every = Validation(product.task, values, kept, labels, product.prior_row(values), product.prior_weight, floor)
     return every[rows.nonzero()[:, 0]]

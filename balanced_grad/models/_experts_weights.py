@@ -120,20 +120,20 @@ def cross_validate(items: Validation) -> dict[float, Tensor]:
     for k in range(folds):
         seen, held = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
         fitter = Fitter(items[seen])
-        for shrinkage, own in losses.items():
-            own[held] = items[held].item_losses(fitter.exponents(shrinkage))
+        for shrinkage, per_item in losses.items():
+            per_item[held] = items[held].item_losses(fitter.exponents(shrinkage))
     return losses
 
 
 def one_standard_error(losses: dict[float, Tensor]) -> float:
     """The largest shrinkage that is not worse than the best by more than one standard error of their difference."""
-    best = min(losses.values(), key=lambda own: float(own.mean()))
+    best = min(losses.values(), key=lambda per_item: float(per_item.mean()))
 
-    def close(own: Tensor) -> bool:
-        excess = own - best
+    def close(per_item: Tensor) -> bool:
+        excess = per_item - best
         return float(excess.mean()) <= float(excess.std()) / math.sqrt(len(excess)) + _TIE
 
-    return max(shrinkage for shrinkage, own in losses.items() if close(own))
+    return max(shrinkage for shrinkage, per_item in losses.items() if close(per_item))
 
 
 def fit(items: Validation, shrinkage: float) -> Tensor:
@@ -144,8 +144,8 @@ def fit(items: Validation, shrinkage: float) -> Tensor:
 def fit_common(items: Validation, weights: Tensor) -> float:
     """``argmin_{a ≥ 0} NLL(a w)``; 1 where nothing depends on it."""
     largest = weights.argmax()
-    found = _sharpest(items, lambda doubt: _common(items, weights, doubt) * weights)
-    return float(found[largest] / weights[largest]) if weights[largest] > 0 else 1.0
+    scaled = _sharpest(items, lambda doubt: _common(items, weights, doubt) * weights)
+    return float(scaled[largest] / weights[largest]) if weights[largest] > 0 else 1.0
 
 
 class Fitter:
@@ -189,8 +189,8 @@ class Fitter:
 
 def _sharpest(items: Validation, exponents: Callable[[float], Tensor]) -> Tensor:
     """Exponents for the labels as they are or, where no mistake holds them back, for one unknown label in ``N``."""
-    found = exponents(_DOUBT)
-    return exponents(1 / len(items)) if items.faultless(found) else found
+    of_labels = exponents(_DOUBT)
+    return exponents(1 / len(items)) if items.faultless(of_labels) else of_labels
 
 
 def _common(items: Validation, weights: Tensor, doubt: float) -> float:
