@@ -33,7 +33,8 @@ from balanced_grad.capture import (
     select,
     weighted,
 )
-from balanced_grad.checks import check_choice, reads_gramian, refuse, weighting
+from balanced_grad.checks import reads_gramian, refuse, weighting
+from balanced_grad.choices import check_choice
 from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
@@ -59,8 +60,8 @@ class Balancer(nn.Module, ABC):
     Once ``torch.distributed`` is initialised, all processes of the default group train one model: they use the same
     weights, chosen from their losses' means and their gradients' means. ``balancer.process_group`` may be set to
     another group, or to None where each process trains a model of its own. Losses-only methods exchange a number per
-    loss; a method that takes per-loss gradients at the parameters reduces ``Σ_s R_s D_s`` numbers per step, for
-    ``D_s`` parameters that ``R_s`` losses reach, where the plain sum reduces ``Σ_s D_s``.
+    loss; a method that takes per-loss gradients at the parameters exchanges, for each parameter, the gradient of every
+    loss that reaches it, where the plain sum exchanges one.
 
     ``balancer.factors``, a mapping of loss name -> ``()`` tensor, multiplies the weights that the method chooses; a
     loss that is not named keeps its own, and so does a parameter without weights (see ``groups``). ``HeldOut`` sets

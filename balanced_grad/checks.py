@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -34,12 +33,6 @@ def refuse_beside(other: str, **options: object) -> None:
 def _set(options: Mapping[str, object]) -> dict[str, object]:
     """All but None and False, which say that an option is not used."""
     return {name: value for name, value in options.items() if value is not None and value is not False}
-
-
-def check_choice(setting: str, value: object, choices: Any, otherwise: str = "") -> None:
-    """Refuse what is not among the values of a ``Literal``; ``otherwise`` says what else could be written."""
-    if value not in get_args(choices):
-        raise ValueError(f"{setting}={value!r}: choose one of {get_args(choices)}{otherwise}")
 
 
 def vector(

@@ -7,15 +7,17 @@ from torch import Tensor, nn
 from balanced_grad.attachment._attachment import Attachment
 from balanced_grad.attachment._heads import Heads
 from balanced_grad.attachment._masks import Masks
-from balanced_grad.attachment._mute import Inputs, Mute, Muted
+from balanced_grad.attachment._mute import Inputs, Mute
 from balanced_grad.attachment._outputs import EncoderOutputs
 from balanced_grad.attachment._pooling import Pool, Pooling
-from balanced_grad.attachment._split import Split
+from balanced_grad.attachment._split import SplitHead
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
-from balanced_grad.checks import check_choice, refuse_beside
+from balanced_grad.checks import refuse_beside
+from balanced_grad.choices import check_choice
 from balanced_grad.labels import Task
 from balanced_grad.members import Named, NamedMembers, entries
+from balanced_grad.modulation import Muted
 from balanced_grad.notices import Notices
 
 Value = TypeVar("Value")
@@ -108,10 +110,10 @@ def attach(
     notices = Notices()
     pooling = Pooling(_by_name("pool", pool, names), Masks(model, _by_name("mask", mask, names), notices))
     widths = _named("widths", widths or {}, names)
-    rule: Heads | Split
+    rule: Heads | SplitHead
     heads, watch = None, None
     if split is not None:
-        rule = Split(names, split, widths)
+        rule = SplitHead(names, split, widths)
     else:
         assert num_outputs is not None
         heads = rule = Heads(num_outputs, seed, {name: _like(encoder, model) for name, encoder in encoders.items()})
@@ -125,11 +127,11 @@ def _check(model: object, task: object, ways: Mapping[str, object]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give the module whose forward is called in training")
     check_choice("task", task, Task)
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1:
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) != 1:
         raise ValueError(
             "give one of num_outputs= (heads to be trained), split= (the model's linear head) and mute= (other inputs "
-            f"zeroed), not {' and '.join(given) or 'none'}"
+            f"zeroed), not {' and '.join(chosen) or 'none'}"
         )
 
 
@@ -140,11 +142,11 @@ def _by_name(setting: str, value: Value | Mapping[str, Value] | None, names: tup
     return _named(setting, value if isinstance(value, Mapping) else dict.fromkeys(names, value), names)
 
 
-def _named(setting: str, given: Mapping[str, Value], names: tuple[str, ...]) -> dict[str, Value]:
-    unknown = [name for name in given if name not in names]
+def _named(setting: str, by_name: Mapping[str, Value], names: tuple[str, ...]) -> dict[str, Value]:
+    unknown = [name for name in by_name if name not in names]
     if unknown:
         raise ValueError(f"{setting}[{unknown[0]!r}]: there is no such modality; they are {list(names)}")
-    return dict(given)
+    return dict(by_name)
 
 
 def _inputs(mute: Inputs, names: tuple[str, ...]) -> Inputs:

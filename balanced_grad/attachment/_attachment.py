@@ -6,12 +6,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from balanced_grad.attachment._heads import Heads
-from balanced_grad.attachment._mute import Muted
 from balanced_grad.attachment._tasks import fitted, task_loss
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.labels import Labels, Task
-from balanced_grad.modulation import TaskScores, score
+from balanced_grad.modulation import Muted, TaskScores, score
 
 
 class Source(Protocol):
@@ -53,13 +52,13 @@ class Attachment(nn.Module):
 
     def logits(self) -> dict[str, Tensor]:
         """Modality -> ``(..., outputs)`` logits from it alone, with a graph, for the modalities of the last batch."""
-        found = self._source.logits()
-        if not found:
+        logits = self._source.logits()
+        if not logits:
             raise RuntimeError(
                 "there is no batch since the last losses(): call the model, then losses(), once per batch, and name "
                 "encoders that the model's forward calls"
             )
-        return found
+        return logits
 
     def losses(self, joint: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         """``{"joint": joint, modality: loss, ...}`` for a balancer, and the last batch released.
@@ -108,7 +107,7 @@ class Attachment(nn.Module):
             cure = "if the encoder's output was read wrongly, give pool=, a function from it to features (B, D)"
         else:
             cure = "if the model's output was read wrongly, give logits=, a function from it to logits"
-        return {name: fitted(self.task, name, found, labels, cure) for name, found in logits.items()}
+        return {name: fitted(self.task, name, each, labels, cure) for name, each in logits.items()}
 
     def _stepped(self, name: str) -> bool:
         """Whether an optimizer has a state for the head: it has moved, even if past the version of its parameters."""

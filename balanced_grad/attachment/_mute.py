@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from balanced_grad.capture import eager
+from balanced_grad.modulation import Muted
 
 Inputs = Mapping[str, str | tuple[str, ...]]
-Muted = Callable[[tuple[str, ...]], Tensor]
 _muting = ContextVar("_muting", default=False)
 
 
@@ -58,10 +58,10 @@ class Mute:
         """The modalities with an input that is not None."""
         if self._callback is not None:
             return self._names
-        given = {key for name, value in self._arguments().arguments.items() for key in _given(name, value)}
-        present = tuple(name for name, keys in self._inputs.items() if any(key in given for key in keys))
+        inputs = {key for name, value in self._arguments().arguments.items() for key in _given(name, value)}
+        present = tuple(name for name, keys in self._inputs.items() if any(key in inputs for key in keys))
         if not present:
-            raise ValueError(f"mute={self._inputs} names no input that the model was called with: {sorted(given)}")
+            raise ValueError(f"mute={self._inputs} names no input that the model was called with: {sorted(inputs)}")
         return present
 
     def _arguments(self) -> inspect.BoundArguments:
@@ -109,7 +109,7 @@ def _tuple(keys: str | tuple[str, ...]) -> tuple[str, ...]:
 def _silenced(key: str, value: Any, silent: set[str]) -> Any:
     """The argument, zeroed if it is one of the silent ones; a batch given as one mapping is looked into."""
     if isinstance(value, Mapping):
-        return {inner: _silenced(inner, given, silent) for inner, given in value.items()}
+        return {inner: _silenced(inner, part, silent) for inner, part in value.items()}
     if key not in silent or value is None:
         return value
     if not isinstance(value, Tensor):
@@ -119,18 +119,18 @@ def _silenced(key: str, value: Any, silent: set[str]) -> Any:
 
 def _given(key: str, value: Any) -> set[str]:
     if isinstance(value, Mapping):
-        return {name for inner, given in value.items() for name in _given(inner, given)}
+        return {name for inner, part in value.items() for name in _given(inner, part)}
     return set() if value is None else {key}
 
 
 def _logits(output: Any) -> Tensor:
-    found = output
+    logits = output
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        logits = output.get("logits")
     elif not isinstance(output, Tensor):
-        found = getattr(output, "logits", None)
-    if not isinstance(found, Tensor):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
         raise TypeError(
             f"the model returned a {type(output).__name__} without logits; give logits=, a function from it to them"
         )
-    return found
+    return logits

@@ -92,8 +92,8 @@ def _picked(name: str, output: Any) -> Tensor:
 def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
-    found = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
-    candidates = [found.get(key) for key in _PREFERRED] + list(found.values())
+    by_name = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
+    candidates = [by_name.get(key) for key in _PREFERRED] + list(by_name.values())
     if isinstance(output, tuple | list) and not isinstance(output, PackedSequence):
         candidates += output
     return next((candidate for candidate in candidates if isinstance(candidate, Tensor)), None)

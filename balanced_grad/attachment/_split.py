@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
-class Split:
+class SplitHead:
     """Uni-modal logits from the model's own linear head on concatenated features.
 
         f_m = W_m z_m + b / M,   so that Σ_m f_m is the joint prediction

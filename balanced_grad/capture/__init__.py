@@ -13,8 +13,7 @@ from balanced_grad.capture._parameters import Memory, ParameterCapture
 from balanced_grad.capture._params import ParameterFilter, Params, unsharded_ids
 from balanced_grad.capture._partition import Groups, Partition
 from balanced_grad.capture._plan import Plan
-from balanced_grad.capture._processes import Group as ProcessGroup
-from balanced_grad.capture._processes import Processes
+from balanced_grad.capture._processes import Processes, ProcessGroup
 from balanced_grad.capture._route import Balancing, Capture, Route
 from balanced_grad.capture._rows import Arena, Rows
 from balanced_grad.capture._sharded import ShardedCapture

@@ -13,40 +13,40 @@ from balanced_grad.capture._rows import Arena, Rows
 Layout = tuple[Plan, list[Rows]]
 
 
-def add_up(parts: Sequence[Layout], plan: Plan, arena: Arena) -> list[Rows]:
+def summed(parts: Sequence[Layout], plan: Plan, arena: Arena) -> list[Rows]:
     """The rows of all parts, added up in the layout of ``plan``; what no part has is zero."""
-    rows = arena.rows(plan.groups)
+    totals = arena.rows(plan.groups)
     places: dict[tuple[str, Tensor], Tensor] = {}
     where: dict[Tensor, tuple[Rows, int]] = {}
-    for one in rows:
-        one.flat.zero_()
-        for loss, parameter, position, view in one.places():
+    for total in totals:
+        total.flat.zero_()
+        for loss, parameter, position, view in total.places():
             places[plan.names[loss], parameter] = view
-            where[parameter] = one, position
-    for own, found in parts:
-        for source in found:
-            views = [(view, places[own.names[loss], parameter]) for loss, parameter, _, view in source.places()]
+            where[parameter] = total, position
+    for source_plan, sources in parts:
+        for source in sources:
+            views = [(view, places[source_plan.names[loss], parameter]) for loss, parameter, _, view in source.places()]
             torch._foreach_add_([target for _, target in views], [view for view, _ in views])
             for parameter, defined in zip(source.group.parameters, source.defined, strict=True):
                 target, position = where[parameter]
                 target.defined[position] |= defined
-    return rows
+    return totals
 
 
 def average(
-    own: Layout, losses: Tensor, given: Iterable[Tensor], processes: Processes, arena: Arena
+    here: Layout, losses: Tensor, given: Iterable[Tensor], processes: Processes, arena: Arena
 ) -> tuple[Layout, Tensor]:
     """Sum rows over the processes, in the layout of all of them; and the mean of each loss.
 
     What travels is agreed on first, so that processes whose batches miss different modalities, or took different
     ways through the model, reduce the same buffers.
     """
-    plan, rows = own
+    plan, rows = here
     said = _say(plan, rows, given, processes)
-    if any(one != said[0] for one in said):
+    if any(layout != said[0] for layout in said):
         plans = [_plan(names, groups, processes) for _, names, groups in said]
         plan = Plan.union(plans)
-        rows = add_up([own], plan, arena)
+        rows = summed([here], plan, arena)
         defined = {
             processes.numbers.parameter(number)
             for _, _, groups in said
@@ -54,10 +54,10 @@ def average(
             for number, flag in zip(numbers, flags, strict=True)
             if flag
         }
-        for one in rows:
-            one.defined = [parameter in defined for parameter in one.group.parameters]
+        for total in rows:
+            total.defined = [parameter in defined for parameter in total.group.parameters]
     names = [names for _, names, _ in said]
-    return (plan, rows), processes.mean(names, own[0].names, losses, beside=[one.flat for one in rows])
+    return (plan, rows), processes.mean(names, here[0].names, losses, beside=[each.flat for each in rows])
 
 
 def _say(plan: Plan, rows: Sequence[Rows], given: Iterable[Tensor], processes: Processes) -> list[Any]:
@@ -66,15 +66,15 @@ def _say(plan: Plan, rows: Sequence[Rows], given: Iterable[Tensor], processes: P
     new = numbers.new([*given, *(p for group in plan.groups for p in group.parameters)])
     groups = tuple(
         (
-            one.group.losses,
-            tuple(new[p] if p in new else numbers.of(p) for p in one.group.parameters),
-            tuple(one.defined),
+            each.group.losses,
+            tuple(new[p] if p in new else numbers.of(p) for p in each.group.parameters),
+            tuple(each.defined),
         )
-        for one in rows
+        for each in rows
     )
     claim = len(numbers), tuple((tuple(leaf.shape), str(leaf.dtype)) for leaf in new)
     said = processes.agree((claim, plan.names, groups))
-    if any(one[0] != said[0][0] for one in said):
+    if any(other[0] != said[0][0] for other in said):
         raise RuntimeError(
             "the losses of different processes reach different parameters, so gradients cannot be matched; give the "
             "balancer params=model.named_parameters()"

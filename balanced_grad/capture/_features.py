@@ -6,7 +6,7 @@ from torch import Tensor
 from balanced_grad.capture._delivery import Delivery
 from balanced_grad.capture._gradients import seeds
 from balanced_grad.capture._graph import behind_sinks
-from balanced_grad.capture._inner import add_block, flat, select
+from balanced_grad.capture._inner import add_block, real_row, select
 from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._processes import Processes, merged
@@ -104,7 +104,7 @@ class FeatureCapture:
         for position, (name, losses) in enumerate(self._reach()):
             if len(self._meets[name]) > 1 or exclusive:
                 grads = [self._grads[loss][position] for loss in losses]
-                rows = torch.stack([flat(grad) for grad in grads if grad is not None])
+                rows = torch.stack([real_row(grad) for grad in grads if grad is not None])
                 add_block(total, gramian(rows), tuple(place[loss] for loss in losses))
         if self._processes.size > 1:
             self._processes.sum(total)
@@ -122,8 +122,8 @@ class FeatureCapture:
 
     def _reach(self) -> list[tuple[str, tuple[int, ...]]]:
         """Per feature, the losses with a gradient there."""
-        found = zip(self._features, zip(*self._grads, strict=True), strict=True)
-        return [(name, tuple(loss for loss, grad in enumerate(g) if grad is not None)) for name, g in found]
+        by_feature = zip(self._features, zip(*self._grads, strict=True), strict=True)
+        return [(name, tuple(loss for loss, grad in enumerate(g) if grad is not None)) for name, g in by_feature]
 
 
 def _checked(features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,10 +32,10 @@ def squared_norm(grads: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(1, 1, dtype=torch.float64, device=grads[0].device)
     for grad in grads:
         values = grad.coalesce().values() if grad.is_sparse else grad
-        total += gramian(flat(values)[None])
+        total += gramian(real_row(values)[None])
     return total
 
 
-def flat(tensor: Tensor) -> Tensor:
+def real_row(tensor: Tensor) -> Tensor:
     """All entries in one real row; complex ones as pairs, so that products are real parts of inner products."""
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(-1)

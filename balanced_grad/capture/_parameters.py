@@ -9,7 +9,7 @@ from balanced_grad.capture._common import average
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._params import ParameterFilter
-from balanced_grad.capture._partition import Partition, Run, runs
+from balanced_grad.capture._partition import Partition, Stretch, to_stretches
 from balanced_grad.capture._plan import Group, Plan
 from balanced_grad.capture._processes import Processes
 from balanced_grad.capture._rows import Arena, Rows
@@ -43,8 +43,9 @@ class Memory:
 class ParameterCapture:
     """Per-loss gradients of one batch at the parameters: rows where losses meet, plain tensors elsewhere.
 
-    Where gradients are averaged over processes or kept over micro-batches, those of one loss alone are rows too.
-    After ``run`` everything is that of all processes and of all micro-batches: names, losses, Gramian.
+    With several processes, or where micro-batches are accumulated, every gradient is a row, also where a single loss
+    arrives: rows are what can be summed. After ``run``, names, losses and Gramian are those of all processes and of
+    all micro-batches together.
     """
 
     through: tuple[Tensor, ...] = ()  # a wrapper that looks through the scalar finds nothing, and waits for nothing
@@ -61,7 +62,7 @@ class ParameterCapture:
         self._plan = self._planned()
         self._values = losses.values()
         self._rows: list[Rows] = []
-        self._runs: dict[Rows, list[Run]] = {}  # the stretches of columns that one problem's weights apply to
+        self._stretches: dict[Rows, list[Stretch]] = {}  # the stretches of columns that one problem's weights apply to
         self._exclusive: list[_Exclusive] = []
         self._beside: list[_Exclusive] = []  # at leaves that are no parameters: of this process and batch alone
         self.problems: tuple[str, ...] = ()
@@ -82,8 +83,8 @@ class ParameterCapture:
             self._take(scale / count if count > 1 else scale)
         layout = self._plan, self._rows
         if count > 1:
-            given = self._params.given or ()
-            layout, self._values = average(layout, self._values, given, self._processes, self._memory.common)
+            named = self._params.given or ()
+            layout, self._values = average(layout, self._values, named, self._processes, self._memory.common)
         window = self._memory.window
         if window is not None:
             window.open()
@@ -97,11 +98,12 @@ class ParameterCapture:
         shared = [rows for rows in self._rows if rows.group.shared]
         if self._partition.single:  # nothing to tell apart, so no parameter is looked at
             self.problems = ("all",) if shared else ()
-            self._runs = {rows: [Run(slice(0, rows.size), 0)] for rows in shared}
+            self._stretches = {rows: [Stretch(slice(0, rows.size), 0)] for rows in shared}
         else:
             problem_of, self.problems = self._problems([rows.group for rows in shared])
-            self._runs = {rows: runs(problems, rows.bounds) for rows, problems in zip(shared, problem_of, strict=True)}
-        self._runs |= {rows: [Run(slice(0, rows.size), None)] for rows in self._rows if not rows.group.shared}
+            pairs = zip(shared, problem_of, strict=True)
+            self._stretches = {rows: to_stretches(problems, rows.bounds) for rows, problems in pairs}
+        self._stretches |= {rows: [Stretch(slice(0, rows.size), None)] for rows in self._rows if not rows.group.shared}
 
     def _problems(self, groups: list[Group]) -> tuple[list[list[int | None]], tuple[str, ...]]:
         return self._partition.split(groups, self._plan.names, self._params)
@@ -120,16 +122,16 @@ class ParameterCapture:
             beside = [leaf for leaf, losses in bystanders.items() if loss in losses]
             wanted = [*(parameter for group in groups for parameter in group.parameters), *beside]
             if batched is not None:
-                found = iter([batched[loss].get(leaf) for leaf in wanted])
+                received = iter([batched[loss].get(leaf) for leaf in wanted])
             else:
-                found = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
+                received = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
             for group in groups:
-                grads = [next(found) for _ in group.parameters]
+                grads = [next(received) for _ in group.parameters]
                 if group in rows_of:
                     rows_of[group].write(group.losses.index(loss), grads)
                 else:
                     self._exclusive += exclusive(loss, group.parameters, grads)
-            self._beside += exclusive(loss, beside, list(found))
+            self._beside += exclusive(loss, beside, list(received))
 
     def _batched(self, scale: Tensor) -> list[dict[Tensor, Tensor]] | None:
         """All losses in one pass, where that pays and works; what cannot be batched is not tried again."""
@@ -153,12 +155,12 @@ class ParameterCapture:
 
     def reach(self) -> tuple[tuple[int, ...], ...]:
         """Per problem, the losses that meet in it."""
-        found: list[set[int]] = [set() for _ in self.problems]
-        for rows, own in self._runs.items():
-            for run in own:
-                if run.problem is not None:
-                    found[run.problem].update(rows.group.losses)
-        return tuple(tuple(sorted(losses)) for losses in found)
+        meeting: list[set[int]] = [set() for _ in self.problems]
+        for rows, stretches in self._stretches.items():
+            for stretch in stretches:
+                if stretch.problem is not None:
+                    meeting[stretch.problem].update(rows.group.losses)
+        return tuple(tuple(sorted(losses)) for losses in meeting)
 
     def gramian(self, *, exclusive: bool = False) -> Tensor:
         """Float64 inner products over the shared parameters, or over all of them.
@@ -169,13 +171,13 @@ class ParameterCapture:
         single = self._partition.single
         shape = (1 if single else len(self.problems), count, count)
         total = torch.zeros(shape, dtype=torch.float64, device=self._losses.tensors[0].device)
-        for rows, own in self._runs.items():
-            if all(run.problem is None for run in own):
+        for rows, stretches in self._stretches.items():
+            if all(stretch.problem is None for stretch in stretches):
                 continue
-            parts = gramian(rows.flat, _bounds(own)) if len(own) > 1 else gramian(rows.flat)[None]
-            for run, part in zip(own, parts, strict=True):
-                if run.problem is not None:
-                    add_block(total[run.problem], part, rows.group.losses)
+            parts = gramian(rows.flat, _bounds(stretches)) if len(stretches) > 1 else gramian(rows.flat)[None]
+            for stretch, part in zip(stretches, parts, strict=True):
+                if stretch.problem is not None:
+                    add_block(total[stretch.problem], part, rows.group.losses)
         if exclusive:
             alone = [(part.loss, part.grads) for part in self._exclusive]
             alone += [(r.group.losses[0], [r.flat[0]]) for r in self._rows if not r.group.shared]
@@ -212,25 +214,29 @@ class ParameterCapture:
     def _fuse(self, weights: Tensor, rule: Rule | None) -> Written:
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
         out = {rows: rows.output() for rows in self._rows}
-        for rows, own in self._runs.items():
+        for rows, stretches in self._stretches.items():
             if rule is not None and rows.group.shared:
-                for run in own:
-                    columns = rows.columns(run.columns)
+                for stretch in stretches:
+                    columns = rows.columns(stretch.columns)
                     inside = rows.flat[:, columns]
-                    apart = run.problem is None
+                    apart = stretch.problem is None
                     out[rows][columns] = _sum(inside, plain, rows) if apart else rule(inside, rows.group.losses)
                 continue
-            chosen = [plain if weights.dim() == 1 or run.problem is None else weights[run.problem] for run in own]
-            chosen = [select(each, rows.group.losses).to(rows.flat.device) for each in chosen]
-            if len(own) > 1:
-                combine(rows.flat, torch.stack(chosen), out[rows], segments=_bounds(own))
+            problems = [None if weights.dim() == 1 else stretch.problem for stretch in stretches]
+            of_stretch = [
+                select(plain if problem is None else weights[problem], rows.group.losses).to(rows.flat.device)
+                for problem in problems
+            ]
+            if len(stretches) > 1:
+                combine(rows.flat, torch.stack(of_stretch), out[rows], segments=_bounds(stretches))
             else:
-                combine(rows.flat, chosen[0], out[rows])
+                combine(rows.flat, of_stretch[0], out[rows])
         fused: Written = []
         for rows, row in out.items():
             # What no loss gave a gradient keeps its .grad, None included: zero would make an optimizer step it.
-            given = list(zip(rows.group.parameters, rows.views(row), rows.defined, strict=True))
-            fused.append(([p for p, _, defined in given if defined], [view for _, view, defined in given if defined]))
+            places = zip(rows.group.parameters, rows.views(row), rows.defined, strict=True)
+            written = [(parameter, view) for parameter, view, defined in places if defined]
+            fused.append(([parameter for parameter, _ in written], [view for _, view in written]))
         for part in self._exclusive:
             fused.append((part.parameters, scaled(part.grads, plain[part.loss].to(part.grads[0].device))))
         self._exclusive = []
@@ -247,6 +253,6 @@ def _sum(values: Tensor, weights: Tensor, rows: Rows) -> Tensor:
     return (values * select(weights, rows.group.losses).to(values).unsqueeze(1)).sum(0)
 
 
-def _bounds(own: list[Run]) -> list[int]:
-    """Where each run starts, and where the last one ends."""
-    return [run.columns.start for run in own] + [own[-1].columns.stop]
+def _bounds(stretches: list[Stretch]) -> list[int]:
+    """Where each stretch starts, and where the last one ends."""
+    return [stretch.columns.start for stretch in stretches] + [stretches[-1].columns.stop]

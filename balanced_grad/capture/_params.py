@@ -150,8 +150,8 @@ class ParameterFilter:
                     "only: give the balancer params=model.parameters() after fully_shard(model), with every parameter "
                     "of the model sharded, or use a losses-only balancer such as Uniform or MIMO"
                 )
-            known = self._unhooked.get(id(leaf))
-            if known is None or known() is not leaf:
+            looked_at = self._unhooked.get(id(leaf))
+            if looked_at is None or looked_at() is not leaf:
                 self._refuse_hooked(walk, leaf, losses)
 
     def _refuse_hooked(self, walk: Walk, leaf: Tensor, losses: Sequence[int]) -> None:
@@ -206,5 +206,5 @@ def unsharded_ids() -> frozenset[int]:
     for state in (state() if callable(state) else state for state in (states or {}).values()):
         groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
         for group in groups:
-            out |= {id(getattr(known, "_unsharded_param", None)) for known in getattr(group, "fsdp_params", ())}
+            out |= {id(getattr(each, "_unsharded_param", None)) for each in getattr(group, "fsdp_params", ())}
     return frozenset(out - {id(None)})

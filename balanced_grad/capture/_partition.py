@@ -6,7 +6,7 @@ from torch import Tensor
 
 from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._plan import Group
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.members import Named, NamedMembers, is_named
 
 GroupsName = Literal["all", "reach", "tensor"]
@@ -14,7 +14,7 @@ Groups = GroupsName | Named
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """Neighbouring columns of one group's rows that belong to one problem; None: balanced by none."""
 
     columns: slice
@@ -91,12 +91,12 @@ class Partition:
         return repr(self.groups if self._members is None else sorted(self._members.names))
 
 
-def runs(problems: list[int | None], bounds: list[int]) -> list[Run]:
+def to_stretches(problems: list[int | None], bounds: list[int]) -> list[Stretch]:
     """Merge neighbouring parameters of one problem; ``bounds`` are their starts in a row, and its end."""
-    out: list[Run] = []
+    out: list[Stretch] = []
     for problem, start, stop in zip(problems, bounds[:-1], bounds[1:], strict=True):
         if out and out[-1].problem == problem:
-            out[-1] = Run(slice(out[-1].columns.start, stop), problem)
+            out[-1] = Stretch(slice(out[-1].columns.start, stop), problem)
         else:
-            out.append(Run(slice(start, stop), problem))
+            out.append(Stretch(slice(start, stop), problem))
     return out

@@ -10,9 +10,9 @@ from torch import Tensor, distributed
 from balanced_grad.capture._numbers import Numbers
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup as TorchGroup
 
-Group = Union["ProcessGroup", Literal["default"], None]
+ProcessGroup = Union["TorchGroup", Literal["default"], None]
 _SMALL = 1 << 24  # bytes: below, a reduction is mostly waiting
 _PATIENCE = timedelta(seconds=30)  # of a process that failed, to tell the others
 
@@ -23,29 +23,29 @@ class Processes:
     What is agreed on travels between hosts, as bytes: no process waits for its device.
     """
 
-    def __init__(self, group: Group = "default") -> None:
+    def __init__(self, group: ProcessGroup = "default") -> None:
         if isinstance(group, str) and group != "default":
             raise ValueError(
                 f"process_group={group!r}: give a process group, 'default', or None for this process alone"
             )
         self.group = group
         self.numbers = Numbers()
-        self._host: tuple[ProcessGroup, ProcessGroup] | None = None  # the group, and one that reaches its hosts
+        self._host: tuple[TorchGroup, TorchGroup] | None = None  # the group, and one that reaches its hosts
 
     @property
     def size(self) -> int:
         """How many there are; 1 without torch.distributed."""
         if self.group is None or not (distributed.is_available() and distributed.is_initialized()):
             return 1
-        return distributed.get_world_size(self._own)
+        return distributed.get_world_size(self._group)
 
     @property
     def rank(self) -> int:
         """Which of them this is."""
-        return distributed.get_rank(self._own) if self.size > 1 else 0
+        return distributed.get_rank(self._group) if self.size > 1 else 0
 
     @property
-    def _own(self) -> "ProcessGroup | None":
+    def _group(self) -> "TorchGroup | None":
         return None if self.group is None or isinstance(self.group, str) else self.group
 
     @contextmanager
@@ -68,14 +68,14 @@ class Processes:
         ``said`` is made of tuples, strings and numbers, so that equal values have equal ``repr``.
         """
         digest = hashlib.blake2b(repr(said).encode(), digest_size=8).digest()
-        found = self._gather(int.from_bytes(digest, "little", signed=True))
-        failed = [rank for rank, (_, error) in enumerate(found) if error]
+        gathered = self._gather(int.from_bytes(digest, "little", signed=True))
+        failed = [rank for rank, (_, error) in enumerate(gathered) if error]
         if failed:
             raise RuntimeError(
                 f"process {failed[0]} failed in this step (its own error says why); this one has nothing to average "
                 "with, so it stops too"
             )
-        if len({answer for answer, _ in found}) == 1:
+        if len({answer for answer, _ in gathered}) == 1:
             return [said] * self.size
         answers: list[Any] = [None] * self.size
         distributed.all_gather_object(answers, said, group=self._hosts())
@@ -83,25 +83,25 @@ class Processes:
 
     def _gather(self, message: int, failed: bool = False) -> list[tuple[int, int]]:
         mine = torch.tensor([message, failed], device="cpu")
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        work = distributed.all_gather(found, mine, group=self._hosts(), async_op=True)
+        gathered = [torch.empty_like(mine) for _ in range(self.size)]
+        work = distributed.all_gather(gathered, mine, group=self._hosts(), async_op=True)
         assert work is not None
         if failed:
             work.wait(_PATIENCE)
         else:
             work.wait()
-        return [(answer, error) for answer, error in torch.stack(found).tolist()]
+        return [(answer, error) for answer, error in torch.stack(gathered).tolist()]
 
-    def _hosts(self) -> "ProcessGroup":
+    def _hosts(self) -> "TorchGroup":
         """The same processes, reached through their hosts: the group itself if its backend can, else one made once."""
-        own = self._own or distributed.group.WORLD
-        assert own is not None
-        if self._host is None or self._host[0] is not own:
-            host = own
-            if "cpu:" not in distributed.get_backend_config(own):
-                ranks = distributed.get_process_group_ranks(own)
+        group = self._group or distributed.group.WORLD
+        assert group is not None
+        if self._host is None or self._host[0] is not group:
+            host = group
+            if "cpu:" not in distributed.get_backend_config(group):
+                ranks = distributed.get_process_group_ranks(group)
                 host = distributed.new_group(ranks, backend="gloo", use_local_synchronization=True)
-            self._host = own, host
+            self._host = group, host
         return self._host[1]
 
     def sum(self, *buffers: Tensor) -> None:
@@ -113,14 +113,14 @@ class Processes:
         joined = [(parts, parts[0] if len(parts) == 1 else _joined(parts)) for parts in together.values()]
         alone = [buffer for buffer in buffers if buffer.nbytes >= _SMALL]
         flats = alone + [flat for _, flat in joined]
-        works = [distributed.all_reduce(flat, group=self._own, async_op=True) for flat in flats]
+        works = [distributed.all_reduce(flat, group=self._group, async_op=True) for flat in flats]
         for work in works:
             assert work is not None
             work.wait()
         for parts, flat in joined:
             if len(parts) > 1:
-                found = torch.split(flat, [part.numel() for part in parts])
-                torch._foreach_copy_(parts, [one.view_as(part) for one, part in zip(found, parts, strict=True)])
+                pieces = torch.split(flat, [part.numel() for part in parts])
+                torch._foreach_copy_(parts, [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])
 
     def mean(
         self, said: Sequence[tuple[str, ...]], names: tuple[str, ...], values: Tensor, beside: Sequence[Tensor] = ()
@@ -130,11 +130,11 @@ class Processes:
         The buffers ``beside`` are summed in place on the way.
         """
         union = merged(said)
-        own = dict(zip(names, values.unbind(), strict=True))
+        here = dict(zip(names, values.unbind(), strict=True))
         absent = values.new_zeros(())
-        total = torch.stack([own.get(name, absent) for name in union])
+        total = torch.stack([here.get(name, absent) for name in union])
         self.sum(*beside, total)
-        counts = [sum(name in one for one in said) for name in union]
+        counts = [sum(name in theirs for theirs in said) for name in union]
         if len(set(counts)) == 1:
             return total / counts[0]
         return torch.stack([value / count for value, count in zip(total.unbind(), counts, strict=True)])
@@ -152,12 +152,12 @@ class Processes:
         """
         said = self.agree(tuple((name, row.numel(), str(row.dtype)) for name, row in rows.items()))
         kinds: dict[str, tuple[int, str]] = {}
-        for name, size, dtype in (entry for one in said for entry in one):
+        for name, size, dtype in (entry for entries in said for entry in entries):
             if kinds.setdefault(name, (size, dtype)) != (size, dtype):
                 raise ValueError(f"row {name!r} has {kinds[name]} entries on one process, {(size, dtype)} on another")
         out: dict[str, Tensor] = {}
         for kind in sorted({kind for _, kind in kinds.values()}):
-            sizes = {name: size for name, (size, own) in kinds.items() if own == kind}
+            sizes = {name: size for name, (size, dtype) in kinds.items() if dtype == kind}
             flat = torch.zeros(sum(sizes.values()), dtype=getattr(torch, kind.removeprefix("torch.")), device=device)
             out |= zip(sizes, torch.split(flat, list(sizes.values())), strict=True)
             for name in sizes.keys() & rows.keys():
@@ -166,12 +166,12 @@ class Processes:
         return {name: out[name].view_as(rows[name]) if name in rows else out[name] for name in kinds}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Processes, ("default" if self._own is not None else self.group,)  # a group lives in its process only
+        return Processes, ("default" if self._group is not None else self.group,)  # a group lives in its process only
 
 
 def merged(said: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """All names, each once: those of the first process first."""
-    return tuple(dict.fromkeys(name for one in said for name in one))
+    return tuple(dict.fromkeys(name for names in said for name in names))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -104,7 +104,7 @@ class Rows:
             view.copy_(grad)
 
     def places(self) -> list[tuple[int, Tensor, int, Tensor]]:
-        """Every loss, parameter, the parameter's position and the view that holds what they have in common."""
+        """One entry per gradient held: loss, parameter, the parameter's position in the group, view of the gradient."""
         return [
             (loss, parameter, position, view)
             for loss, views in zip(self.group.losses, self._views, strict=True)

@@ -46,7 +46,7 @@ class ShardedCapture(ParameterCapture):
         """One whole backward per loss, each seeded with ``scale``."""
         names = self._losses.names
         said = self._processes.agree(names) if self._processes.size > 1 else [names]
-        if any(one != names for one in said):
+        if any(theirs != names for theirs in said):
             raise RuntimeError(
                 f"the processes have different losses, {said}, but a sharded model needs the same backwards on "
                 "all of them; give each process a batch with the same modalities"
@@ -55,7 +55,7 @@ class ShardedCapture(ParameterCapture):
             self._values = self._processes.mean(said, names, self._values)
         grads = self._backwards(scale)
         reach = {
-            self._local[shard]: [loss for loss, found in enumerate(grads) if found[position] is not None]
+            self._local[shard]: [loss for loss, received in enumerate(grads) if received[position] is not None]
             for position, shard in enumerate(self._shards)
         }
         for loss, name in enumerate(names):

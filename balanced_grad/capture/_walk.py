@@ -58,10 +58,10 @@ class Walk:
             raise static_graph_error("the balancer is called in the forward of")
         special = {kind for kind in (sink_type(), scalar_type()) if kind is not None}
         walk = cls(losses.names, losses.tensors, tuple(reached(t, {*special, *kinds}, stop) for t in losses.tensors))
-        for name, found in zip(walk.names, walk.each, strict=True):
+        for name, met in zip(walk.names, walk.each, strict=True):
             if not once:
-                refuse_static_graph(name, found.noted)
-            if any(type(node) is scalar_type() for node in found.noted):
+                refuse_static_graph(name, met.noted)
+            if any(type(node) is scalar_type() for node in met.noted):
                 raise RuntimeError(
                     f"loss {name!r} is made of the scalar of another balancer, whose backward() writes gradients by "
                     "itself, so it cannot be weighed; give one balancer all losses, or add the two scalars"
@@ -77,8 +77,8 @@ class Walk:
     def accumulators(self) -> dict[Tensor, list["Node"]]:
         """Per leaf that any loss reaches, the nodes that accumulate its gradient."""
         out: dict[Tensor, dict[Node, None]] = {}
-        for found in self.each:
-            for leaf, nodes in found.leaves.items():
+        for met in self.each:
+            for leaf, nodes in met.leaves.items():
                 out.setdefault(leaf, {}).update(dict.fromkeys(nodes))
         return {leaf: list(nodes) for leaf, nodes in out.items()}
 
@@ -90,8 +90,8 @@ class Walk:
     def reach(self) -> dict[Tensor, list[int]]:
         """Per leaf the losses that send it a gradient; those that were frozen since the forward pass get none."""
         out: dict[Tensor, list[int]] = {}
-        for index, found in enumerate(self.each):
-            for leaf in found.leaves:
+        for index, met in enumerate(self.each):
+            for leaf in met.leaves:
                 if leaf.requires_grad:
                     out.setdefault(leaf, []).append(index)
         return out
@@ -104,18 +104,18 @@ class Walk:
         # A leaf has one accumulator, but for one that was moved between two uses.
         many = [nodes.get(leaf, ()) if leaf.requires_grad else () for leaf in leaves]
         wanted = [GradientEdge(node, 0) for several in many for node in several]
-        found = iter(gradients(self.tensors[loss], [*wanted, *beside], scale, retain=retain, name=self.names[loss]))
-        out = [next(found) if len(several) == 1 else _sum([next(found) for _ in several]) for several in many]
-        return [*out, *found]
+        received = iter(gradients(self.tensors[loss], [*wanted, *beside], scale, retain=retain, name=self.names[loss]))
+        out = [next(received) if len(several) == 1 else _sum([next(received) for _ in several]) for several in many]
+        return [*out, *received]
 
     def needed_later(self) -> bool:
         """Whether the backward that is under way will come through these graphs after this; asked inside of it."""
-        return needed_later(node for found in self.each for node in found.nodes)
+        return needed_later(node for met in self.each for node in met.nodes)
 
     def refuse_hidden(self) -> None:
         """Refuse custom Functions that train parameters by themselves."""
-        for name, found in zip(self.names, self.each, strict=True):
-            refuse_hidden(name, found.custom, self.accumulators)
+        for name, met in zip(self.names, self.each, strict=True):
+            refuse_hidden(name, met.custom, self.accumulators)
 
     def hooked(self, leaf: Tensor) -> bool:
         """Whether the nodes that accumulate this leaf's gradient have hooks, which a captured gradient passes by."""

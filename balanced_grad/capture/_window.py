@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._common import Layout, add_up
+from balanced_grad.capture._common import Layout, summed
 from balanced_grad.capture._plan import Plan
 from balanced_grad.capture._rows import Arena
 from balanced_grad.capture._write import accumulate
@@ -70,7 +70,7 @@ class Window:
         """Those of the window with the new ones."""
         parts = [new] if self._rows is None else [self._rows, new]
         plan = Plan.union([plan for plan, _ in parts])
-        return plan, add_up(parts, plan, self._next)
+        return plan, summed(parts, plan, self._next)
 
     def losses(self, names: Sequence[str], values: Tensor, wanted: Sequence[str]) -> Tensor:
         """Means over the window and the new batch, of those wanted."""

@@ -46,8 +46,8 @@ def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequ
 def _meeting_all(names: Sequence[str], sets: Sequence[tuple[str, ...]]) -> list[str]:
     """The one loss that meets every other one where the others do not all meet."""
     meet = {frozenset(pair) for losses in sets for pair in combinations(losses, 2)}
-    found = [name for name in names if all(frozenset((name, other)) in meet for other in names if other != name)]
-    return found if len(names) > 2 and len(found) == 1 else []
+    hubs = [name for name in names if all(frozenset((name, other)) in meet for other in names if other != name)]
+    return hubs if len(names) > 2 and len(hubs) == 1 else []
 
 
 def _about_values(losses: Mapping[str, float]) -> Iterator[str]:

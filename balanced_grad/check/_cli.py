@@ -71,14 +71,14 @@ def load(file: Path, name: str) -> Callable[[], object]:
     """The function of that name in the script, whose ``__main__`` part is not run."""
     sys.path.insert(0, str(file.resolve().parent))  # the script's own imports, as python FILE.py finds them
     try:
-        found = _told(lambda: runpy.run_path(str(file)), f"{file} cannot be loaded")
+        script = _told(lambda: runpy.run_path(str(file)), f"{file} cannot be loaded")
     finally:
         sys.path.pop(0)
-    if name not in found or not callable(found[name]):
-        own = [key for key, value in found.items() if getattr(value, "__module__", None) == "<run_path>"]
-        known = f"it has {', '.join(own)}" if own else "it has none"
-        raise ScriptError(f"{file} has no function {name!r}; {known}")
-    function: Callable[[], object] = found[name]
+    if name not in script or not callable(script[name]):
+        defined = [key for key, value in script.items() if getattr(value, "__module__", None) == "<run_path>"]
+        has = f"it has {', '.join(defined)}" if defined else "it has none"
+        raise ScriptError(f"{file} has no function {name!r}; {has}")
+    function: Callable[[], object] = script[name]
     return function
 
 

@@ -20,10 +20,10 @@ def tolerance(nodes: Iterable[Node]) -> float:
 
 def kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the gradients that there are."""
-    return {name: wide(tensor.grad) for name, tensor in tensors.items() if tensor.grad is not None}
+    return {name: in_double(tensor.grad) for name, tensor in tensors.items() if tensor.grad is not None}
 
 
-def wide(tensor: Tensor) -> Tensor:
+def in_double(tensor: Tensor) -> Tensor:
     """A dense copy in double precision on the CPU."""
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     return dense.to("cpu", torch.complex128 if dense.is_complex() else torch.float64, copy=True)

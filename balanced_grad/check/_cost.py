@@ -33,17 +33,17 @@ class Cost:
 def measure(losses: Losses, plan: Plan) -> Cost:
     """Best of three of either kind, in turns; ``.grad`` stays as it is."""
     everything = [parameter for group in plan.groups for parameter in group.parameters]
-    own = [[p for group in plan.reached_by(loss) for p in group.parameters] for loss in range(len(losses.names))]
-    one = torch.ones((), device=losses.tensors[0].device)
+    reached = [[p for group in plan.reached_by(loss) for p in group.parameters] for loss in range(len(losses.names))]
+    seed = torch.ones((), device=losses.tensors[0].device)
 
     def plain() -> None:
-        gradients(_sum(losses), everything, one, retain=True)
+        gradients(_sum(losses), everything, seed, retain=True)
 
     def per_loss() -> None:
-        for loss, wanted in zip(losses.tensors, own, strict=True):
-            gradients(loss, wanted, one, retain=True)
+        for loss, wanted in zip(losses.tensors, reached, strict=True):
+            gradients(loss, wanted, seed, retain=True)
 
-    times = [(_time(plain, one), _time(per_loss, one)) for _ in range(_REPEATS)]
+    times = [(_time(plain, seed), _time(per_loss, seed)) for _ in range(_REPEATS)]
     return Cost(min(first for first, _ in times), min(second for _, second in times))
 
 

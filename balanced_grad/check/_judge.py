@@ -9,7 +9,7 @@ from torch import Tensor
 
 from balanced_grad.capture import ParameterFilter, Plan
 from balanced_grad.check._compare import errors, kept
-from balanced_grad.check._replay import Replay, Step
+from balanced_grad.check._replay import Call, Replay
 from balanced_grad.check._separate import Separate
 from balanced_grad.check._text import said
 from balanced_grad.check._verification import Verdict
@@ -63,7 +63,7 @@ def _verdict(
     return Verdict(kind, wrong, gramian)
 
 
-def _meeting(step: Step) -> Collection[str] | None:
+def _meeting(step: Call) -> Collection[str] | None:
     """Names of the parameters that the engine takes into its Gramian; None where it refuses."""
     try:
         plan = Plan.of(step.losses, ParameterFilter())

@@ -8,14 +8,14 @@ from torch.autograd.graph import Node
 
 from balanced_grad.check._fault import Fault
 from balanced_grad.check._nodes import is_custom, operator, variable
-from balanced_grad.check._replay import Step
+from balanced_grad.check._replay import Call
 from balanced_grad.check._text import said
 from balanced_grad.check._trace import Prints, Trace, Tracer, Visit, alike
 
 _CLOSER = 100  # how much closer to each other what comes in must be than what goes out, for the operator to be blamed
 
 
-def locate(step: Step, tolerance: float) -> tuple[list[Fault], list[Fault]]:
+def locate(step: Call, tolerance: float) -> tuple[list[Fault], list[Fault]]:
     """Faults, and apart from them operators that write over a gradient given to them, which need not hurt."""
     faults = list(_hooks(step))
     trace = Tracer(step).run()
@@ -63,7 +63,7 @@ def _is_static(trace: Trace, node: Node) -> bool:
     return False
 
 
-def _overwriters(step: Step, trace: Trace) -> Iterator[Fault]:
+def _overwriters(step: Call, trace: Trace) -> Iterator[Fault]:
     for node, visits in trace.visits.items():
         if any(visit.overwrote for visit in visits):
             yield Fault("overwrites", operator(node), step.module_of(node), tuple(trace.spoiled))
@@ -73,7 +73,7 @@ def _overwriters(step: Step, trace: Trace) -> Iterator[Fault]:
         yield Fault("overwrites", f"a hook on {names} ({', '.join(sorted(roots))})")
 
 
-def _hooks(step: Step) -> Iterator[Fault]:
+def _hooks(step: Call) -> Iterator[Fault]:
     names = {tensor: name for name, tensor in step.tensors.items()}
     hooked = []
     for node in step.nodes:

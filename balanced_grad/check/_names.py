@@ -38,8 +38,8 @@ def _merged(patterns: Sequence[Pattern], *, numbers: bool) -> list[Pattern]:
         for pattern in out:
             fits = 1 < len(pattern) > place and (not numbers or _are_numbers(pattern[place]))
             others = (*pattern[:place], frozenset(("", "")), *pattern[place + 1 :]) if fits else pattern
-            known = rest.get(others)
-            joined = pattern[place] | known[place] if fits and known else frozenset()
+            alike = rest.get(others)
+            joined = pattern[place] | alike[place] if fits and alike else frozenset()
             rest[others] = (*pattern[:place], joined, *pattern[place + 1 :]) if joined else pattern
         out = list(rest.values())
     return out if len(out) == len(patterns) else _merged(out, numbers=numbers)

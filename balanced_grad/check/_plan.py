@@ -92,9 +92,9 @@ def _about_model(losses: Losses, reach: Reach, model: nn.Module | None) -> Itera
 
 
 def _where(parameters: Sequence[Tensor], names: Mapping[Tensor, str]) -> tuple[str, ...]:
-    known = [names[p] for p in parameters if p in names]
-    unknown = [_shape(p) for p in parameters if p not in names]
-    return (*covering(known, list(names.values())), *unknown)
+    named = [names[p] for p in parameters if p in names]
+    nameless = [_shape(p) for p in parameters if p not in names]
+    return (*covering(named, list(names.values())), *nameless)
 
 
 def _shape(parameter: Tensor) -> str:

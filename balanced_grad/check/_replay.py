@@ -21,7 +21,7 @@ _OF_HOOKS = "Using `torch.compile.* when there are global hooks"  # ours do noth
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Call:
     """One call of the user's function: fresh losses, and names for what they reach.
 
     Attributes:
@@ -85,7 +85,7 @@ class Replay:
         self._restore()
 
     @contextmanager
-    def step(self) -> Iterator[Step]:
+    def step(self) -> Iterator[Call]:
         """Losses on a fresh graph, computed with the same random numbers each time."""
         self._restore()
         self._called, self._starts, self._spans = [], [], []
@@ -95,7 +95,7 @@ class Replay:
         losses = Losses.check(batch.losses)
         losses.require_graph()
         nodes = graph(losses.tensors)
-        step = Step(losses, batch, nodes, *self._names(batch.model, nodes))
+        step = Call(losses, batch, nodes, *self._names(batch.model, nodes))
         saved = [(tensor, tensor.grad) for tensor in step.tensors.values()]
         try:
             for tensor, _ in saved:
@@ -117,12 +117,12 @@ class Replay:
                 modules.setdefault(module, name or type(root).__name__)
         tensors: dict[str, Tensor] = dict(model.named_parameters()) if model is not None else {}
         tensors = {name: parameter for name, parameter in tensors.items() if parameter.requires_grad}
-        known = set(tensors.values())
+        met = set(tensors.values())
         leaves = (leaf for node in nodes if (leaf := variable(node)) is not None)
         called = (parameter for module in self._called for parameter in module.parameters())
         for tensor in chain(leaves, called, (tensor for node in nodes for tensor in held(node))):
-            if tensor.requires_grad and tensor not in known:
-                known.add(tensor)
+            if tensor.requires_grad and tensor not in met:
+                met.add(tensor)
                 kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
                 tensors[f"a {kind} of shape {tuple(tensor.shape)} (number {len(tensors) + 1})"] = tensor
         buffers = {f"{name}.{key}": b for m, name in modules.items() for key, b in m._buffers.items() if b is not None}

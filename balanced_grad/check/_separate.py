@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balanced_grad.check._compare import errors, kept, sizes, weighted, wide
-from balanced_grad.check._replay import Replay, Step
+from balanced_grad.check._compare import errors, in_double, kept, sizes, weighted
+from balanced_grad.check._replay import Call, Replay
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Separate:
         return out
 
 
-def _at_features(step: Step, index: int) -> dict[str, Tensor]:
+def _at_features(step: Call, index: int) -> dict[str, Tensor]:
     features = step.batch.features
     grads = torch.autograd.grad(step.losses.tensors[index], list(features.values()), allow_unused=True)
-    return {name: wide(grad) for name, grad in zip(features, grads, strict=True) if grad is not None}
+    return {name: in_double(grad) for name, grad in zip(features, grads, strict=True) if grad is not None}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from balanced_grad.check._nodes import is_custom, variable
-from balanced_grad.check._replay import Step
+from balanced_grad.check._replay import Call
 
 Print = tuple[float, float] | None  # norm and a projection: equal for equal tensors, and as good as never otherwise
 Prints = tuple[Print, ...]
@@ -53,7 +53,7 @@ class Trace:
 class Tracer:
     """Hooks on every node of a step's graph, for as long as the graph is traversed here."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Call) -> None:
         self.trace = Trace()
         self._step = step
         self._names = {tensor: name for name, tensor in step.tensors.items()}

@@ -133,13 +133,13 @@ def load(dataset: str, folder: Path | None) -> Dataset:
 
 def choose_methods(requests: list[str] | None) -> list[Method]:
     """Find the balancers asked for, in the order of the table; all of them by default."""
-    known = {_key(method.name): method for method in BALANCED}
-    wanted = [name for request in requests or known for name in request.split(",")]
+    by_key = {_key(method.name): method for method in BALANCED}
+    wanted = [name for request in requests or by_key for name in request.split(",")]
     for name in wanted:
-        if _key(name) not in known:
+        if _key(name) not in by_key:
             possible = ", ".join(method.name for method in BALANCED)
             raise DemoError(f"unknown balancer {name!r}; possible: {possible}")
-    return [method for key, method in known.items() if key in map(_key, wanted)]
+    return [method for key, method in by_key.items() if key in map(_key, wanted)]
 
 
 def choose_device(request: str) -> torch.device:

@@ -13,14 +13,14 @@ from balanced_grad.diagnostics._subsets import Subset
 
 
 @dataclass(frozen=True)
-class Split:
+class Division:
     """Which rows train the encoders and which the heads, in one seed."""
 
     train: Array
     probe: Array
 
     @classmethod
-    def draw(cls, items: Items, labels: Array | None, held_out: float, fraction: float, seed: int) -> "Split":
+    def draw(cls, items: Items, labels: Array | None, held_out: float, fraction: float, seed: int) -> "Division":
         """Hold out, every class alike; smaller fractions of the rest are nested in larger ones."""
         from sklearn.model_selection import train_test_split
 
@@ -67,7 +67,7 @@ class Experiment:
     test: Items
     labels: Array | None
     head: HeadClass
-    splits: dict[int, Split]
+    splits: dict[int, Division]
 
     def run(self, subset: Subset, seed: int) -> Outcome:
         """Train on a subset, freeze, refit the head on the items held out, and test."""
@@ -79,12 +79,14 @@ class Experiment:
         train = self.items[rows.train].only(subset)
         model = self._trained(train, seed)
         before, after = (latents(model, part, subset) for part in (probe, test))
-        own = {
+        own_head = {
             "parameters": parameter_count(model),
             "train_loss": own_risk(model, train),
             "test_risk": own_risk(model, test),
         }
-        return self._probe(subset, before, after, probe, seed, width=sum(x.shape[1] for x in before.values()), **own)
+        return self._probe(
+            subset, before, after, probe, seed, width=sum(x.shape[1] for x in before.values()), **own_head
+        )
 
     def _trained(self, train: Items, seed: int) -> Model:
         devices = sorted({x.get_device() for x in train.inputs.values() if x.is_cuda})

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
-from balanced_grad.diagnostics._experiment import Experiment, Outcome, Split
+from balanced_grad.choices import check_choice
+from balanced_grad.diagnostics._experiment import Division, Experiment, Outcome
 from balanced_grad.diagnostics._gap import check_interval
 from balanced_grad.diagnostics._heads import HeadClass
 from balanced_grad.diagnostics._items import Items, class_labels
@@ -20,7 +20,7 @@ from balanced_grad.subsets import all_subsets
 MANY = 6  # 63 subsets; each further modality doubles them
 
 Data = tuple[Mapping[str, Tensor], Tensor]
-Task = tuple[Subset, int]
+Training = tuple[Subset, int]
 
 
 def latent_quality(
@@ -110,7 +110,7 @@ def latent_quality(
     chosen = _chosen(modalities, subsets, force)
     runs = _seeds(seeds)
     _check_options(head, held_out, fraction, jobs, len(unseen))
-    splits = {seed: Split.draw(learn, labels, held_out, fraction, seed) for seed in runs}
+    splits = {seed: Division.draw(learn, labels, held_out, fraction, seed) for seed in runs}
     experiment = Experiment(train, learn, unseen, labels, head, splits)
     tasks = [(subset, seed) for subset in chosen for seed in runs]
     outcomes = dict(zip(tasks, _bar(_outcomes(experiment, tasks, jobs), len(tasks), progress), strict=True))
@@ -166,7 +166,7 @@ def _check_options(head: str, held_out: float, fraction: float, jobs: int, test_
         raise ValueError("one test item has no spread: give at least two")
 
 
-def _outcomes(experiment: Experiment, tasks: Sequence[Task], jobs: int) -> Iterator[Outcome]:
+def _outcomes(experiment: Experiment, tasks: Sequence[Training], jobs: int) -> Iterator[Outcome]:
     if jobs == 1:
         yield from (experiment.run(*task) for task in tasks)
         return

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.evidence._taps import watch
 from balanced_grad.members import NamedMembers, entries, is_named
 

@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.evidence._opinions import Opinion, modality_opinion
 from balanced_grad.evidence._precision import precision_evidence
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
 from balanced_grad.evidence._estimators import Moments, State, Variance, flat, inputs_of
 from balanced_grad.evidence._history import typical_variance

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from balanced_grad.capture import JOINT
-from balanced_grad.checks import check_choice, described, vector
+from balanced_grad.checks import described, vector
+from balanced_grad.choices import check_choice
 from balanced_grad.evidence._block_exchange import SiteRows
 from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, StepVariance, Variance
 from balanced_grad.evidence._fuse import Frame, Reduction, fuse_gradients

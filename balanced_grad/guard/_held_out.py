@@ -6,13 +6,13 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Losses
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.guard._seen import Seen
 from balanced_grad.guard._transfer import Transfer
 from balanced_grad.guard._wrapper import Wrapper
 from balanced_grad.state import Stateful
 
-Target = Literal["auxiliary", "encoder"]
+GuardTarget = Literal["auxiliary", "encoder"]
 HeldOutLosses = Callable[[], Mapping[str, Tensor | None]]
 
 
@@ -80,7 +80,7 @@ class HeldOut(Stateful, Wrapper):
         held_out: HeldOutLosses | None = None,
         *,
         every: int = 10,
-        target: Target = "auxiliary",
+        target: GuardTarget = "auxiliary",
         floor: float = 0.0,
         decay: float = 0.9,
         confidence: float = 1.0,
@@ -93,7 +93,7 @@ class HeldOut(Stateful, Wrapper):
             raise TypeError(f"held_out is a {type(held_out).__name__}; give a function that returns losses, or None")
         if not (hasattr(every, "__index__") and hasattr(warm_up, "__index__") and every >= 1 and warm_up >= 0):
             raise ValueError(f"every={every!r}, warm_up={warm_up!r}: give whole numbers, steps >= 1 and checks >= 0")
-        check_choice("target", target, Target)
+        check_choice("target", target, GuardTarget)
         if not 0 <= floor <= 1 or not 0 <= decay < 1 or not confidence >= 0:
             raise ValueError(
                 f"floor={floor!r}, decay={decay!r}, confidence={confidence!r}: give floor in [0, 1], decay in [0, 1) "
@@ -102,7 +102,7 @@ class HeldOut(Stateful, Wrapper):
         super().__init__()
         self.held_out = held_out
         self.every = every
-        self.target: Target = target
+        self.target: GuardTarget = target
         self.floor = floor
         self.transfer = Transfer(decay, confidence, warm_up)
         self._steps = self._checks = 0
@@ -147,10 +147,10 @@ class HeldOut(Stateful, Wrapper):
         missing keeps its factor.
         """
         with self.processes.together():
-            given = Losses.check(losses)
+            present = Losses.check(losses)
             if not self._seen:
                 raise RuntimeError("observe() before the first training step: there is nothing to compare with yet")
-            train, held_out = self._seen.means(), dict(zip(given.names, given.values().unbind(), strict=True))
+            train, held_out = self._seen.means(), dict(zip(present.names, present.values().unbind(), strict=True))
         if self.processes.size > 1:
             train, held_out = self._over_processes(train, held_out)
         self._warn_of_unknown(held_out)
@@ -186,8 +186,8 @@ class HeldOut(Stateful, Wrapper):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         both = {f"T {name}": loss for name, loss in train.items()} | {f"H {name}": x for name, x in held_out.items()}
         names, means = self.processes.of_all(tuple(both), torch.stack(list(both.values())))
-        found = dict(zip(names, means.unbind(), strict=True))
-        train, held_out = ({key[2:]: x for key, x in found.items() if key[0] == kind} for kind in "TH")
+        mean = dict(zip(names, means.unbind(), strict=True))
+        train, held_out = ({key[2:]: x for key, x in mean.items() if key[0] == kind} for kind in "TH")
         return train, held_out
 
     def _choose(self) -> None:
@@ -206,8 +206,8 @@ class HeldOut(Stateful, Wrapper):
     def update_scales(self) -> Mapping[str, Tensor]:
         """The factors of the balancer inside, times those of the guard where encoders are its target."""
         scales = dict(super().update_scales())
-        for name, own in self._scales.items():
-            scales[name] = scales[name].to(own) * own if name in scales else own
+        for name, factor in self._scales.items():
+            scales[name] = scales[name].to(factor) * factor if name in scales else factor
         return scales
 
     def resolve_target(self, scale_invariant: bool) -> None:

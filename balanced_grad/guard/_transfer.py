@@ -11,7 +11,7 @@ ENOUGH = 3  # differences of successive checks, from which on their mean is trus
 AT_START = 10  # checks whose noise is that of the first one
 
 
-class Known(NamedTuple):
+class Track(NamedTuple):
     """What is known of one loss.
 
     Attributes:
@@ -35,14 +35,14 @@ class Known(NamedTuple):
     start_noise: Number = 0.0
     generalised: Number = 0.0
 
-    def after(self, train: Number, held_out: Number, decay: float) -> "Known":
+    def after(self, train: Number, held_out: Number, decay: float) -> "Track":
         """With one more check; as it is if a value, or its square, is not finite."""
         first, later = self.checks == 0, host.at_least(self.checks, 1.0)
         weight = (1 - decay) / (1 - decay ** (self.checks + 1))  # of this check in a bias-corrected average
         weight_of_noise = (1 - decay) / (1 - decay**later)  # whose average starts with the second check
         jump = (host.square(train - self.last_train) + host.square(held_out - self.last_held_out)) / 2
         early = self.start_noise + (jump - self.start_noise) / later
-        new = Known(
+        new = Track(
             host.where(first, (train + held_out) / 2, self.start),
             self.train + weight * (train - self.train),
             self.held_out + weight * (held_out - self.held_out),
@@ -56,7 +56,7 @@ class Known(NamedTuple):
         fallen = new.is_known() & (new.start - new.held_out > 3 * new.error(decay))
         new = new._replace(generalised=host.where(fallen, jump * 0 + 1, self.generalised))
         finite = host.is_finite(train + held_out + jump)
-        return Known(*(host.where(finite, after, before) for after, before in zip(new, self, strict=True)))
+        return Track(*(host.where(finite, after, before) for after, before in zip(new, self, strict=True)))
 
     def ratio(self, decay: float, confidence: float, warm_up: int) -> Number:
         """``ρ``; 1 while there is nothing to judge."""
@@ -99,44 +99,44 @@ class Transfer:
         self.decay = decay
         self.confidence = confidence
         self.warm_up = warm_up
-        self._known: dict[str, Known] = {}
+        self._tracks: dict[str, Track] = {}
 
     def observe(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> None:
         """Take in the mean training loss since the last check and the held-out loss of this one, ``()`` each."""
         names = [name for name in train if name in held_out]
         pairs = zip(*(host.numbers(losses[name] for name in names) for losses in (train, held_out)), strict=True)
         for name, (mine, theirs) in zip(names, pairs, strict=True):
-            before = Known(*(host.beside(mine, number) for number in self._known.get(name, Known())))
-            self._known[name] = before.after(mine, theirs, self.decay)
+            before = Track(*(host.beside(mine, number) for number in self._tracks.get(name, Track())))
+            self._tracks[name] = before.after(mine, theirs, self.decay)
 
     def ratios(self) -> dict[str, Tensor]:
         """``ρ`` of each loss seen so far, ``()``."""
-        own = {name: k.ratio(self.decay, self.confidence, self.warm_up) for name, k in self._known.items()}
-        return {name: x if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for name, x in own.items()}
+        ratios = {name: t.ratio(self.decay, self.confidence, self.warm_up) for name, t in self._tracks.items()}
+        return {name: x if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for name, x in ratios.items()}
 
     def generalised(self, name: str) -> Tensor:
         """Whether this loss has ever learnt something that carries over; boolean ``()``, false for one never seen."""
-        found = self._known.get(name, Known()).generalised
-        return found > 0 if isinstance(found, Tensor) else torch.tensor(found > 0, device="cpu")
+        flag = self._tracks.get(name, Track()).generalised
+        return flag > 0 if isinstance(flag, Tensor) else torch.tensor(flag > 0, device="cpu")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: nine numbers per loss, ``(9,)`` where they are tensors."""
-        return {name: _together(known) for name, known in self._known.items()}
+        return {name: _together(track) for name, track in self._tracks.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What ``state`` gave, on whatever device it was."""
-        self._known = {name: self._restored(known) for name, known in state.items()}
+        self._tracks = {name: self._restored(numbers) for name, numbers in state.items()}
 
-    def _restored(self, numbers: Iterable[Number]) -> Known:
+    def _restored(self, numbers: Iterable[Number]) -> Track:
         numbers = list(numbers)
-        if len(numbers) == len(Known._fields):
-            return Known(*numbers)
+        if len(numbers) == len(Track._fields):
+            return Track(*numbers)
         *same, lowest = numbers  # a state from when the lowest held-out loss was kept, and no noise of the start
-        known = Known(*same)
-        known = known._replace(start_noise=known.noise)
-        return known._replace(generalised=1.0 * (known.start - lowest > 3 * known.error(self.decay)))
+        track = Track(*same)
+        track = track._replace(start_noise=track.noise)
+        return track._replace(generalised=1.0 * (track.start - lowest > 3 * track.error(self.decay)))
 
 
-def _together(known: Known) -> Tensor | list[Number]:
-    tensors = [number for number in known if isinstance(number, Tensor)]
-    return torch.stack(tensors) if len(tensors) == len(known) else list(known)
+def _together(track: Track) -> Tensor | list[Number]:
+    tensors = [number for number in track if isinstance(number, Tensor)]
+    return torch.stack(tensors) if len(tensors) == len(track) else list(track)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.caching import cached
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 
 Implementation = Literal["auto", "reference", "compiled", "triton"]
 """What runs behind the name of a pass: see [Kernels](kernels.md#choosing-an-implementation)."""

@@ -40,7 +40,7 @@ class MIMO(Stateful, Balancer):
         ramp_steps: raise the penalty linearly from 0 over so many training steps (0: constant).
         scale_by_penalty: multiply the objective by ``min(1/penalty, 1)``, so that the step does not grow.
         offsets: name -> ``c_m`` subtracted before the maximum; needed where losses have different scales
-            or irreducible parts, or the modality with the larger one is for ever the worst.
+            or irreducible parts, or the modality with the larger one stays the worst.
         ema: take the weights from an exponential moving average of the losses with this decay in (0, 1), bias
             corrected, instead of from the batch: softmax of noisy losses is biased towards equal weights.
         params, level, include_exclusive, record_gramian: see ``Balancer``.

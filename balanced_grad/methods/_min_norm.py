@@ -7,7 +7,7 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import JOINT, Groups, Params
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.methods._bounds import Bounds, Interval
 from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting

@@ -5,7 +5,7 @@ import torch
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Params, index
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.models._vi_branch import Branch, Modality
 from balanced_grad.models._vi_fill_in import NOTHING, Cut, FillIn, Recurrence, Revealed, Schedule
 from balanced_grad.models._vi_likelihoods import Likelihood

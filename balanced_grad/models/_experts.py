@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.labels import Task
 from balanced_grad.models._experts_null import NullTokenExpert
 from balanced_grad.models._experts_subsets import Subset, named_subsets
@@ -64,7 +64,7 @@ class ProductOfExperts(nn.Module):
         >>> from balanced_grad.models import ProductOfExperts
         >>> product = ProductOfExperts({"audio": nn.Identity(), "video": nn.Identity()})
         >>> sure, even = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
-        >>> product({"audio": sure, "video": even}).exp()  # who knows nothing changes nothing
+        >>> product({"audio": sure, "video": even}).exp()  # an expert without information changes nothing
         tensor([[0.9000, 0.1000]])
         >>> product({"audio": sure, "video": sure}).exp()
         tensor([[0.9878, 0.0122]])
@@ -164,8 +164,8 @@ class ProductOfExperts(nn.Module):
         for name, output, kept in zip(voices.names, voices.outputs, voices.present, strict=True):
             spoken = labels.among(kept) if present else labels
             if name not in voices.silent and not spoken.nothing:
-                own = silenced(self.task, output, kept) if present else output
-                losses[name] = mean_loss(self.task, own, spoken)
+                alone = silenced(self.task, output, kept) if present else output
+                losses[name] = mean_loss(self.task, alone, spoken)
         return losses
 
     def _check_class_weights(self, classes: int) -> None:
@@ -182,9 +182,9 @@ class ProductOfExperts(nn.Module):
     def _product(self, voices: Stack) -> Tensor:
         """The prior is one more expert, with weight 1 where it is the only one."""
         order = list(self.subsets)
-        own = torch.stack([self.weights[order.index(name)] for name in voices.names])[:, None]
-        kept = voices.present & (own > 0)
-        exponents = kept * own / self.temperature
+        weight_of = torch.stack([self.weights[order.index(name)] for name in voices.names])[:, None]
+        kept = voices.present & (weight_of > 0)
+        exponents = kept * weight_of / self.temperature
         spare = torch.where(kept.any(0), self.prior_weight, 1.0).to(exponents)
         weights = torch.cat([exponents, spare[None]])
         outputs = torch.cat([voices.outputs, self.prior_row(voices.outputs)])
@@ -208,7 +208,7 @@ class ProductOfExperts(nn.Module):
 
 
 def _blanked(modality: str, x: Any, mask: Tensor | None) -> Any:
-    """Zeros where items lack the modality; what is no tensor is the expert's own business."""
+    """Zeros where items lack the modality; anything else is for the expert to handle."""
     if mask is None or not isinstance(x, Tensor):
         return x
     if mask.shape != x.shape[:1]:

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from balanced_grad.labels import require_tensor
 from balanced_grad.models._experts import ProductOfExperts
-from balanced_grad.models._experts_weights import Items, cross_validate, finite, fit, fit_common, one_standard_error
+from balanced_grad.models._experts_weights import (
+    Validation,
+    cross_validate,
+    finite,
+    fit,
+    fit_common,
+    one_standard_error,
+)
 from balanced_grad.models._product import silenced
 from balanced_grad.models._product_stack import Present, read_targets
 
@@ -120,7 +127,7 @@ def fit_temperature(
 
 def _set(
     product: ProductOfExperts,
-    items: Items,
+    items: Validation,
     weights: Tensor,
     temperature: float,
     shrinkage: float,
@@ -135,7 +142,9 @@ def _set(
 
 
 @torch.no_grad()
-def _items(product: ProductOfExperts, outputs: Mapping[str, Tensor], targets: Tensor, present: Present | None) -> Items:
+def _items(
+    product: ProductOfExperts, outputs: Mapping[str, Tensor], targets: Tensor, present: Present | None
+) -> Validation:
     """Items that have an expert, on the host, with what is absent or excluded made finite."""
     missing = [name for name in product.subsets if outputs.get(name) is None]
     if missing:
@@ -153,8 +162,8 @@ def _items(product: ProductOfExperts, outputs: Mapping[str, Tensor], targets: Te
         raise ValueError(f"no validation item with an expert is labelled: all targets are {_UNKNOWN[product.task]}")
     values = silenced(product.task, said, kept)
     values, floor = finite(values) if product.task == "classification" else (values, -math.inf)
-    for name, own in zip(voices.names, values[:, rows], strict=True):
-        if not own.isfinite().all():
+    for name, output in zip(voices.names, values[:, rows], strict=True):
+        if not output.isfinite().all():
             raise ValueError(f"the output of expert {name!r} is not finite on the validation items")
-    every = Items(product.task, values, kept, labels, product.prior_row(values), product.prior_weight, floor)
+    every = Validation(product.task, values, kept, labels, product.prior_row(values), product.prior_weight, floor)
     return every[rows.nonzero()[:, 0]]

@@ -79,9 +79,9 @@ class NullTokenExpert(nn.Module):
         if not self.training:
             return kept
         draw = torch.rand(kept.shape, device=device)
-        surest = draw.masked_fill(~kept, -1.0).argmax(0)  # of the modalities present one is always drawn
-        one = torch.zeros_like(kept).scatter_(0, surest[None], True)
-        drawn = (draw > 0.5) | one | (torch.rand(items, device=device) < self.whole)
+        surest = draw.masked_fill(~kept, -1.0).argmax(0)  # of the modalities present, one is always drawn
+        at_least_one = torch.zeros_like(kept).scatter_(0, surest[None], True)
+        drawn = (draw > 0.5) | at_least_one | (torch.rand(items, device=device) < self.whole)
         return kept & drawn
 
     def extra_repr(self) -> str:

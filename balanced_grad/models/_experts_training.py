@@ -8,7 +8,7 @@ from torch import nn, optim
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.models._experts import ProductOfExperts
 from balanced_grad.models._experts_fit import WeightFit, fit_temperature, fit_weights
 from balanced_grad.models._experts_predictions import Batch, predictions

@@ -20,7 +20,7 @@ _DOUBT = 1e-9  # share of an unknown label in each one, where the experts make m
 
 
 @dataclass(frozen=True)
-class Items:
+class Validation:
     """Validation items on the host in float64: ``outputs (E, N, ..., C)``, ``present (E, N)``, ``labels (N, ...)``.
 
     ``prior`` is ``(1, N, ..., C)`` and counts with the exponent ``prior_weight``. A class whose output is ``floor`` is
@@ -35,7 +35,7 @@ class Items:
     prior_weight: float
     floor: float
 
-    def __getitem__(self, rows: Tensor) -> "Items":
+    def __getitem__(self, rows: Tensor) -> "Validation":
         values, counted, soft = self.labels
         labels = Labels(values[rows], None if counted is None else counted[rows], soft)
         outputs, present, prior = self.outputs[:, rows], self.present[:, rows], self.prior[:, rows]
@@ -110,7 +110,7 @@ def finite(outputs: Tensor) -> tuple[Tensor, float]:
     return outputs.masked_fill(excluded, floor), floor
 
 
-def cross_validate(items: Items) -> dict[float, Tensor]:
+def cross_validate(items: Validation) -> dict[float, Tensor]:
     """Held-out negative log-likelihood ``(N,)`` of each item for each shrinkage, in folds drawn with a fixed seed."""
     folds = min(FOLDS, len(items))
     if folds < 2:
@@ -120,38 +120,38 @@ def cross_validate(items: Items) -> dict[float, Tensor]:
     for k in range(folds):
         seen, held = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
         fitter = Fitter(items[seen])
-        for shrinkage, own in losses.items():
-            own[held] = items[held].item_losses(fitter.exponents(shrinkage))
+        for shrinkage, per_item in losses.items():
+            per_item[held] = items[held].item_losses(fitter.exponents(shrinkage))
     return losses
 
 
 def one_standard_error(losses: dict[float, Tensor]) -> float:
     """The largest shrinkage that is not worse than the best by more than one standard error of their difference."""
-    best = min(losses.values(), key=lambda own: float(own.mean()))
+    best = min(losses.values(), key=lambda per_item: float(per_item.mean()))
 
-    def close(own: Tensor) -> bool:
-        excess = own - best
+    def close(per_item: Tensor) -> bool:
+        excess = per_item - best
         return float(excess.mean()) <= float(excess.std()) / math.sqrt(len(excess)) + _TIE
 
-    return max(shrinkage for shrinkage, own in losses.items() if close(own))
+    return max(shrinkage for shrinkage, per_item in losses.items() if close(per_item))
 
 
-def fit(items: Items, shrinkage: float) -> Tensor:
+def fit(items: Validation, shrinkage: float) -> Tensor:
     """``argmin_{w ≥ 0} NLL(w) + ρ/2 Σ_e ((w_e - w̄) / u)²``, ``u`` the exponent of the best expert alone: ``(E,)``."""
     return Fitter(items).exponents(shrinkage)
 
 
-def fit_common(items: Items, weights: Tensor) -> float:
+def fit_common(items: Validation, weights: Tensor) -> float:
     """``argmin_{a ≥ 0} NLL(a w)``; 1 where nothing depends on it."""
     largest = weights.argmax()
-    found = _sharpest(items, lambda doubt: _common(items, weights, doubt) * weights)
-    return float(found[largest] / weights[largest]) if weights[largest] > 0 else 1.0
+    scaled = _sharpest(items, lambda doubt: _common(items, weights, doubt) * weights)
+    return float(scaled[largest] / weights[largest]) if weights[largest] > 0 else 1.0
 
 
 class Fitter:
     """Fits of the same items under several shrinkages."""
 
-    def __init__(self, items: Items) -> None:
+    def __init__(self, items: Validation) -> None:
         self.items = items
         self._scales: dict[float, tuple[float, float]] = {}
         self._every = torch.eye(len(items.outputs), dtype=torch.double, device="cpu")
@@ -187,11 +187,11 @@ class Fitter:
         return -min(alone)[1]
 
 
-def _sharpest(items: Items, exponents: Callable[[float], Tensor]) -> Tensor:
+def _sharpest(items: Validation, exponents: Callable[[float], Tensor]) -> Tensor:
     """Exponents for the labels as they are or, where no mistake holds them back, for one unknown label in ``N``."""
-    found = exponents(_DOUBT)
-    return exponents(1 / len(items)) if items.faultless(found) else found
+    of_labels = exponents(_DOUBT)
+    return exponents(1 / len(items)) if items.faultless(of_labels) else of_labels
 
 
-def _common(items: Items, weights: Tensor, doubt: float) -> float:
+def _common(items: Validation, weights: Tensor, doubt: float) -> float:
     return minimise_scalar(lambda a: items.doubted(a * weights, doubt), 1.0)

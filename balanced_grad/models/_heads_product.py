@@ -78,13 +78,13 @@ class ProductOfHeads(nn.Module):
             shrinkage: see ``fit_weights``.
         """
         given = {name: output for name, output in self._renamed(outputs).items() if output is not None}
-        found = fit_weights(self.pool, given, targets, shrinkage=shrinkage)
+        fitted = fit_weights(self.pool, given, targets, shrinkage=shrinkage)
         alone = {name: output for name, output in given.items() if name != self._names[JOINT]}
         fit_weights(self.without_joint, alone, targets, shrinkage=shrinkage)
         weights = self.without_joint.weights
         largest = max(float(output.abs().amax()) for output in alone.values())
         weights.clamp_min_(0.01 * (float(weights.max()) or 0.1 / (largest or 1.0)))
-        return replace(found, exponents=dict(zip(self._names, found.exponents.values(), strict=True)))
+        return replace(fitted, exponents=dict(zip(self._names, fitted.exponents.values(), strict=True)))
 
     def _renamed(self, outputs: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
         unknown = [name for name in outputs if name not in self._names]

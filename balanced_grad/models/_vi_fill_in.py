@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.models._vi_branch import Branch
-from balanced_grad.models._vi_presence import Known, select
+from balanced_grad.models._vi_presence import Known, where_known
 
 Cut = Literal["state", "prediction"]
 
@@ -80,7 +80,7 @@ class Recurrence:
         self.observed = nothing
         for name, flag in visible.items():
             if flag is not False:
-                self.observed = self.observed + select(flag, branches[name].drive(inputs[name]), nothing)
+                self.observed = self.observed + where_known(flag, branches[name].drive(inputs[name]), nothing)
 
     def run(self) -> FillIn:
         """``h⁰``, ``K`` steps, and what is read out of the last state."""
@@ -110,7 +110,7 @@ class Recurrence:
             drive = drive * self.gain()
         for name, mask in self.revealed.masks.items():
             shown = torch.where(mask, self.inputs[name], 0.0)
-            drive = drive + select(self.visible[name], self.nothing, self.branches[name].drive(shown))
+            drive = drive + where_known(self.visible[name], self.nothing, self.branches[name].drive(shown))
         return self.activate(drive)
 
     def gain(self) -> float | Tensor:
@@ -124,7 +124,7 @@ class Recurrence:
         """``h^{i-1}`` to ``h^i``; cut, the prediction on the way is a constant."""
         drive = self.observed
         for name in self.missing:
-            drive = drive + select(self.visible[name], self.nothing, self.drive_back(name, hidden, cut))
+            drive = drive + where_known(self.visible[name], self.nothing, self.drive_back(name, hidden, cut))
         after, damping = self.activate(drive), self.schedule.damping
         return after if damping == 0 else torch.lerp(after, hidden, damping)
 
@@ -145,4 +145,4 @@ class Recurrence:
             return self.inputs[name]
         x = self.revealed.mix(name, self.branches[name].likelihood.mean(parameters))
         flag = self.visible[name]
-        return x if flag is False else select(flag, self.inputs[name], x)
+        return x if flag is False else where_known(flag, self.inputs[name], x)

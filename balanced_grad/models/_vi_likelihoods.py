@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 
-Variance = Literal["learnt", "predicted", "unit"]
+GaussianVariance = Literal["learnt", "predicted", "unit"]
 LOG_VARIANCE_FLOOR = -6.0  # a deviation of 0.05: below it a dimension of standardised data is a constant
 
 
@@ -134,9 +134,9 @@ class Gaussian(Likelihood):
         tensor([[2.9189]])
     """
 
-    def __init__(self, shape: int | Sequence[int], variance: Variance = "learnt") -> None:
+    def __init__(self, shape: int | Sequence[int], variance: GaussianVariance = "learnt") -> None:
         super().__init__(shape)
-        check_choice("variance", variance, Variance)
+        check_choice("variance", variance, GaussianVariance)
         self.variance = variance
         self.raw_log_variance = nn.Parameter(torch.zeros(self.width)) if variance == "learnt" else None
         self.width *= 2 if variance == "predicted" else 1

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.models._vi_branch import Branch
 from balanced_grad.models._vi_fill_in import NOTHING, FillIn, Revealed
 from balanced_grad.models._vi_likelihoods import Likelihood
-from balanced_grad.models._vi_presence import Batch, Known, both, either, mean_over, negated, select, settled
+from balanced_grad.models._vi_presence import Batch, Known, both, either, mean_over, negated, settled, where_known
 
 Kind = Literal["vi", "subsets", "predict-all", "autoencoder"]
 Reduction = Literal["mean", "sum"]
@@ -125,7 +125,7 @@ def reveal(
         x, shape = batch.inputs[name], branches[name].likelihood.entries
         share = limit * _rand((batch.size, *[1] * len(shape)), x, generator)
         chosen = _rand((batch.size, *shape), x, generator) < share
-        entries[name] = select(items, chosen, torch.zeros_like(chosen))
+        entries[name] = where_known(items, chosen, torch.zeros_like(chosen))
     masks = {name: branches[name].likelihood.spread(chosen) for name, chosen in entries.items()}
     return Revealed(limit, batch.inputs, entries, masks)
 
@@ -154,7 +154,7 @@ def _random_subset(batch: Batch, generator: torch.Generator | None) -> dict[str,
     """Per item, a number of modalities to keep, uniform in ``1 .. n - 1`` of its ``n``, then which."""
     like = next(iter(batch.inputs.values()))
     every = torch.ones(batch.size, dtype=torch.bool, device=like.device)
-    known = torch.stack([select(flag, every, ~every) for flag in batch.known.values()], 1)
+    known = torch.stack([where_known(flag, every, ~every) for flag in batch.known.values()], 1)
     order = _rand(known.shape, like, generator).masked_fill(~known, 2.0).argsort(1).argsort(1)
     spare = (known.sum(1) - 1).clamp_min(0)
     keep = 1 + (_rand((batch.size,), like, generator) * spare).floor()

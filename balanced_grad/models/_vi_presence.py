@@ -66,7 +66,7 @@ def _clean(name: str, likelihood: Likelihood, x: Tensor, mask: Known, like: Tens
     x = x.to(like.dtype)
     if x.is_cpu and mask is not False:
         likelihood.check(name, x if mask is True else x[mask])
-    return x if mask is True else select(negated(mask), x.new_zeros(()), x)
+    return x if mask is True else where_known(negated(mask), x.new_zeros(()), x)
 
 
 def settled(mask: Tensor) -> Known:
@@ -100,7 +100,7 @@ def either(flags: Iterable[Known]) -> Known:
     return negated(none)
 
 
-def select(where: Known, yes: Tensor, no: Tensor) -> Tensor:
+def where_known(where: Known, yes: Tensor, no: Tensor) -> Tensor:
     """``yes`` for the items where the flag holds, ``no`` for the others."""
     if isinstance(where, bool):
         return yes.expand_as(no) if where else no
@@ -111,5 +111,5 @@ def mean_over(items: Known, values: Tensor) -> Tensor:
     """Mean of ``(B, ...)`` over the items chosen; 0, with zero gradient, where there is none."""
     if isinstance(items, bool):
         return values.sum(0) / max(len(values), 1) if items else values.sum(0) * 0
-    kept = select(items, values, torch.zeros_like(values))
+    kept = where_known(items, values, torch.zeros_like(values))
     return kept.sum(0) / items.sum().clamp_min(1)

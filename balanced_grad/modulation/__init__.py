@@ -1,6 +1,6 @@
 """Methods that act on each modality's encoder apart: scores or encoders in, a factor per modality out."""
 
-from balanced_grad.modulation._agm import AGM
+from balanced_grad.modulation._agm import AGM, Muted
 from balanced_grad.modulation._base import Modulation, Target
 from balanced_grad.modulation._dgl import DGL
 from balanced_grad.modulation._mlb import MLB
@@ -16,6 +16,7 @@ __all__ = [
     "Modalities",
     "ModalityGroups",
     "Modulation",
+    "Muted",
     "Target",
     "TaskScores",
     "grouped",

@@ -129,24 +129,24 @@ class AGM(Stateful, Balancer):
         return weighted(passes[0].detach(), factors, passes)
 
     def _pass(self, muted: Muted, present: tuple[str, ...], full: Tensor) -> Tensor:
-        found = muted(present)
-        if not isinstance(found, Tensor):
+        logits = muted(present)
+        if not isinstance(logits, Tensor):
             raise TypeError(
-                f"muted({present}) returned {described(found)}; return the logits, as those of all modalities"
+                f"muted({present}) returned {described(logits)}; return the logits, as those of all modalities"
             )
-        if found.shape != full.shape or found.device != full.device:
+        if logits.shape != full.shape or logits.device != full.device:
             raise ValueError(
-                f"the logits with only {list(present)} have shape {tuple(found.shape)}, "
+                f"the logits with only {list(present)} have shape {tuple(logits.shape)}, "
                 f"those of all {tuple(full.shape)}"
-                + (f"; they are on {found.device} and {full.device}" if found.device != full.device else "")
+                + (f"; they are on {logits.device} and {full.device}" if logits.device != full.device else "")
             )
-        if full.requires_grad and not found.requires_grad:
+        if full.requires_grad and not logits.requires_grad:
             self.notices.say(
                 "muted",
                 f"muted({present}) returned logits without a graph, so AGM's factor does not reach what they are "
                 "computed from; run the muted passes with gradients, without no_grad() or detach()",
             )
-        return found
+        return logits
 
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on: the plain sum of the losses; see ``Balancer.forward``."""
@@ -166,11 +166,11 @@ class AGM(Stateful, Balancer):
     def _scores(self, passes: list[Tensor], shares: Tensor, labels: Tensor, names: tuple[str, ...]) -> Tensor:
         """``(M,)`` loss of each modality's share, NaN for the missing ones; the same in all processes."""
         dtype = torch.promote_types(passes[0].dtype, shares.dtype)
-        values = torch.tensordot(shares.t().to(dtype), torch.stack([found.to(dtype) for found in passes]), 1)
-        found = dict(zip(names, values.unbind(), strict=True))
-        row = [self._score(found[name], labels) if name in found else None for name in self.modalities]
-        own = torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row])
-        return across_ranks(own, self._processes)
+        values = torch.tensordot(shares.t().to(dtype), torch.stack([each.to(dtype) for each in passes]), 1)
+        share_of = dict(zip(names, values.unbind(), strict=True))
+        row = [self._score(share_of[name], labels) if name in share_of else None for name in self.modalities]
+        here = torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row])
+        return across_ranks(here, self._processes)
 
     def _score(self, share: Tensor, labels: Tensor) -> Tensor:
         return scalar(self.loss(share, labels), share, "AGM's loss=", self.notices)
@@ -188,7 +188,7 @@ class AGM(Stateful, Balancer):
 
     def _observe(self, scores: Tensor) -> None:
         if self.training:
-            usable = scores.isfinite()  # one infinite score would stay in the sum for ever
+            usable = scores.isfinite()  # one infinite score would stay in the sum forever
             self.total = self.total + torch.where(usable, scores, 0)  # not in place: made in any mode
             self.count = self.count + usable
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Delivery, Walk, eager, on_backward
-from balanced_grad.checks import check_choice, described, vector
+from balanced_grad.checks import described, vector
+from balanced_grad.choices import check_choice
 from balanced_grad.modulation._comparison import (
     Kind,
     Scores,
-    Window,
+    ScoreWindow,
     across_ranks,
     aligned,
     comparable,
@@ -66,7 +67,7 @@ class Modulation(Stateful, Balancer):
         self.stop_after = stop_after
         self._resolved: Target | None = None  # by a BalancedOptimizer
         self._steps = 0
-        self._window = Window()
+        self._window = ScoreWindow()
 
     @abstractmethod
     def modulate(self, scores: Tensor) -> Tensor:

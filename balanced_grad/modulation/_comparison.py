@@ -27,10 +27,10 @@ def aligned(names: Sequence[str], given: Scores, like: Tensor, kind: Kind = "sco
         raise ValueError(f"no modality of {list(names)} has a score; give at least one, e.g. by bg.scores(...)")
     dtype = _common_dtype(like, [score for score in there.values() if isinstance(score, Tensor)])
     like = like.new_empty((), dtype=dtype)
-    found = {name: _scalar(name, score, like) for name, score in there.items()}
-    row = torch.stack([found[name] if name in found else like.new_full((), torch.nan) for name in names])
+    scalars = {name: _scalar(name, score, like) for name, score in there.items()}
+    row = torch.stack([scalars[name] if name in scalars else like.new_full((), torch.nan) for name in names])
     if kind != "loss" and host.on_host(row) and bool((row < 0).any()):
-        values = {name: score.item() for name, score in found.items()}
+        values = {name: score.item() for name, score in scalars.items()}
         if kind == "error":
             raise ValueError(f"losses={values}: with task='regression' they are taken for errors, which are positive")
         raise ValueError(f"scores={values}: a score is positive, larger is better; for errors give 1 / error")
@@ -85,7 +85,7 @@ def across_ranks(scores: Tensor, processes: Processes) -> Tensor:
     return both[0] / both[1]
 
 
-class Window:
+class ScoreWindow:
     """Mean scores of the batches that go into one optimizer step: what one large batch would have shown.
 
     Scores that are made of losses or errors are averaged as such.

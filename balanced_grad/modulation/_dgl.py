@@ -66,14 +66,14 @@ class DGL(Balancer):
     @eager
     def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
         """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
-        given = self._admit(losses, features)
-        problem = Problem(given.names, given.values())
+        present = self._admit(losses, features)
+        problem = Problem(present.names, present.values())
         weighting = self.choose(problem)
         value = weighting.objective(problem)
         if not torch.is_grad_enabled():
             return value
-        given.require_graph()
-        walk = Walk.of(given)
+        present.require_graph()
+        walk = Walk.of(present)
         walk.refuse_hidden()
         inputs = self._inputs(walk)
         delivery = Delivery(walk, dict.fromkeys(leaf for leaves in inputs for leaf in leaves))
@@ -89,7 +89,7 @@ class DGL(Balancer):
         owner: dict[Tensor, str] = {}
         for name in self.modalities.names:
             owner |= dict.fromkeys(trainable(self.modalities, name, "DGL"), name)
-        leaves = {name: list(found.leaves) for name, found in zip(walk.names, walk.each, strict=True)}
+        leaves = {name: list(met.leaves) for name, met in zip(walk.names, walk.each, strict=True)}
         joint = {leaf for leaf in leaves.get(JOINT, []) if leaf not in owner}
         inputs: list[list[Tensor]] = []
         for name in walk.names:

@@ -3,12 +3,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.modulation._base import Modulation, Target
 from balanced_grad.modulation._comparison import relative_to_others, tanh_of
 from balanced_grad.modulation._modalities import Modalities
 
-Task = Literal["classification", "regression"]
+ScoredTask = Literal["classification", "regression"]
 
 
 class MLB(Modulation):
@@ -63,7 +63,7 @@ class MLB(Modulation):
         alpha: float = 0.8,
         *,
         cap: float = 2.0,
-        task: Task | None = None,
+        task: ScoredTask | None = None,
         target: Target | None = None,
         stop_after: int | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class MLB(Modulation):
         if not cap >= 1:
             raise ValueError(f"cap={cap!r}: give a number >= 1, the largest factor on a gradient")
         if task is not None:
-            check_choice("task", task, Task)
+            check_choice("task", task, ScoredTask)
         self.alpha = alpha
         self.cap = cap
         self.task = task

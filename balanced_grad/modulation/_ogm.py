@@ -4,7 +4,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.modulation._base import Hook, Modulation, Target
 from balanced_grad.modulation._comparison import relative_to_others, tanh_of
 from balanced_grad.modulation._modalities import Modalities

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.labels import Labels, Task, fits, read, require_tensor
 
 
@@ -51,8 +51,8 @@ def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "cl
     """
     check_choice("task", task, Task)
     require_tensor(labels)
-    found = {name: None if given is None else _score(name, given, labels, task) for name, given in logits.items()}
-    return TaskScores(found, task)
+    by_modality = {name: None if given is None else _score(name, given, labels, task) for name, given in logits.items()}
+    return TaskScores(by_modality, task)
 
 
 @torch.no_grad()

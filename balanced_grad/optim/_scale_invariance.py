@@ -43,13 +43,13 @@ def averaging(optimizer: Optimizer) -> str | None:
 
 def layers(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizer, what it wraps, what that wraps, and so on."""
-    found = [optimizer]
+    outermost_first = [optimizer]
     while True:
-        candidates = (getattr(found[-1], name, None) for name in _INNER)
+        candidates = (getattr(outermost_first[-1], name, None) for name in _INNER)
         inner = next((layer for layer in candidates if isinstance(layer, Optimizer)), None)
-        if inner is None or any(inner is layer for layer in found):
-            return found
-        found.append(inner)
+        if inner is None or any(inner is layer for layer in outermost_first):
+            return outermost_first
+        outermost_first.append(inner)
 
 
 def _normalises(name: str) -> bool:

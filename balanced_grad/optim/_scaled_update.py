@@ -75,9 +75,9 @@ class ScaledUpdate:
     def _parameters(self, name: str, scale: object) -> list[Tensor]:
         who = type(self._balancer).__name__
         if self._modalities is None or name not in self._modalities.names:
-            known = "none were given" if self._modalities is None else f"known are {list(self._modalities.names)}"
+            whose = "none were given" if self._modalities is None else f"known are {list(self._modalities.names)}"
             raise ValueError(
-                f"{who} scales the update of modality {name!r}, whose parameters are not known ({known}); "
+                f"{who} scales the update of modality {name!r}, whose parameters are not known ({whose}); "
                 f"write BalancedOptimizer(..., modalities={{{name!r}: model.{name}_encoder, ...}})"
             )
         if not isinstance(scale, Tensor) or scale.dim():

@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.checks import check_choice
+from balanced_grad.choices import check_choice
 from balanced_grad.modulation import Modalities, ModalityGroups, grouped
 from balanced_grad.optim import _checkpoint
 from balanced_grad.optim._activity import ActivityWatch

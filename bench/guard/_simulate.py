@@ -19,7 +19,7 @@ import torch
 
 import balanced_grad as bg
 from balanced_grad.demo._train import BATCH
-from balanced_grad.guard._transfer import Known
+from balanced_grad.guard._transfer import Track
 
 Array = npt.NDArray[np.float64]
 Result = dict[str, Any]
@@ -80,7 +80,7 @@ class Estimates:
 
     def __init__(self, repetitions: int) -> None:
         self.settings = bg.HeldOut(bg.Uniform()).transfer
-        self.known = Known(*torch.zeros(len(Known._fields), repetitions, dtype=torch.float64))
+        self.known = Track(*torch.zeros(len(Track._fields), repetitions, dtype=torch.float64))
 
     def observe(self, train: Array, held_out: Array) -> None:
         """One check of each repetition, ``(R,)`` losses."""

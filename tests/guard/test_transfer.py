@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balanced_grad.guard import Transfer
-from balanced_grad.guard._transfer import Known
+from balanced_grad.guard._transfer import Track
 from tests.conftest import NoHostReads
 
 losses = st.floats(0.1, 10)
@@ -103,7 +103,7 @@ def test_a_modality_comes_back():
 def test_noise_alone_takes_nothing_away(gain, warm_up, at_most, scale):
     """Both losses have the same mean at every check; all runs are elements of one tensor."""
     generator = torch.Generator().manual_seed(0)
-    known, lowest = Known(*torch.zeros(len(Known._fields), 1000, dtype=torch.float64)), torch.ones(1000)
+    known, lowest = Track(*torch.zeros(len(Track._fields), 1000, dtype=torch.float64)), torch.ones(1000)
     for check in range(100):
         mean = 2 - gain * (1 - math.exp(-check / 20))
         train, held_out = torch.randn(2, 1000, generator=generator, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_a_state_from_when_the_lowest_loss_was_kept_is_read(lowest):
         assert bool(transfer.generalised("joint")) == (lowest == 0.5)
         assert 0 < transfer.ratios()["joint"] < 1
         transfer.observe(tensors({"joint": 0.5}), tensors({"joint": 1.0}))
-        assert len(transfer.state()["joint"]) == len(Known._fields)
+        assert len(transfer.state()["joint"]) == len(Track._fields)
 
 
 def test_nothing_is_judged_before_the_warm_up_is_over():
