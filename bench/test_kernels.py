@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from balanced_grad.evidence import fuse_gradients
-from balanced_grad.kernels import combine, conflict, evidential_fuse, evidential_step, gramian, moments_update
+from balanced_grad.kernels import combine, evidential_fuse, evidential_step, gramian, moments_update
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLEMENTATIONS = ("reference", "compiled", "triton") if DEVICE == "cuda" else ("reference", "compiled")
@@ -96,11 +96,6 @@ PASSES = {
         lambda m: m,
         lambda c, i: gramian(c.rows, c.bounds, implementation=i),
         {"a dot per pair and tensor": dots_per_tensor},
-    ),
-    "conflict": (
-        lambda m: m,
-        lambda c, i: conflict(c.rows, implementation=i),
-        {"eager": lambda c: (c.rows @ c.rows.T, c.rows.sign() @ c.rows.sign().T)},
     ),
     "combine": (
         lambda m: m + 1,

@@ -1,18 +1,15 @@
 """Passes over the flat ``(M, D)`` rows: pure functions of tensors, one read each."""
 
 from balanced_grad.kernels._combine import combine
-from balanced_grad.kernels._conflict import Conflict, conflict
 from balanced_grad.kernels._dispatch import Implementation
 from balanced_grad.kernels._fuse import Fused, evidential_fuse, evidential_step
 from balanced_grad.kernels._gramian import gramian
 from balanced_grad.kernels._moments import moments_update
 
 __all__ = [
-    "Conflict",
     "Fused",
     "Implementation",
     "combine",
-    "conflict",
     "evidential_fuse",
     "evidential_step",
     "gramian",

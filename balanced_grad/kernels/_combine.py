@@ -57,26 +57,18 @@ def combine(
         out = rows.new_empty(rows.shape[1])
     elif out.shape != rows.shape[1:] or out.dtype != rows.dtype:
         raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; give {tuple(rows.shape[1:])} {rows.dtype}")
-    if torch.compiler.is_compiling():
-        _operator(rows, weights, out, None if bounds is None else list(bounds), implementation)
-    else:
-        _run(rows, weights, out, bounds, implementation)
-    return out
-
-
-def _run(rows: Tensor, weights: Tensor, out: Tensor, segments: Sequence[int] | None, implementation: str) -> None:
     chosen = choose(implementation, rows)
     with plain(rows):
         weights = weights.to(wide(rows.dtype))
-        bounds = None if segments is None else tuple(segments)
         if chosen == "triton":
             from balanced_grad.kernels import _triton
 
             _triton.combine(rows, weights, out, bounds or (0, rows.shape[1]))
-            return
+            return out
         for part, own in _stretches(weights, bounds):
             weigh = compiled(_weigh, len(rows), rows.dtype, own[0].dim()) if chosen == "compiled" else _in_blocks
             weigh([row[part] for row in rows.unbind(0)], list(own), out[part])
+    return out
 
 
 def _stretches(weights: Tensor, bounds: Bounds | None) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
@@ -104,13 +96,3 @@ def _weigh(rows: list[Tensor], weights: list[Tensor], out: Tensor) -> None:
         total.addcmul_(row.to(total.dtype), weight)
     if total is not out:
         out.copy_(total)
-
-
-# Schemas are written out: older releases of torch cannot read annotations such as ``Sequence[int] | None``.
-_SCHEMA = "(Tensor rows, Tensor weights, Tensor(a!) out, SymInt[]? segments, str implementation) -> ()"
-_operator = torch.library.custom_op("balanced_grad::combine", mutates_args=("out",), schema=_SCHEMA)(_run)
-
-
-@_operator.register_fake
-def _(rows: Tensor, weights: Tensor, out: Tensor, segments: Sequence[int] | None, implementation: str) -> None:
-    return None

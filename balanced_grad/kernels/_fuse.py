@@ -1,13 +1,12 @@
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from balanced_grad.kernels._dispatch import Implementation
 from balanced_grad.kernels._layout import check_rows
 from balanced_grad.kernels._moments import rates
-from balanced_grad.kernels._operators import fuse, fuse_operator, step, step_operator
+from balanced_grad.kernels._pass import run
 
 
 class Fused(NamedTuple):
@@ -78,8 +77,17 @@ def evidential_fuse(
     out = _checked_out(rows, reference, kappa, cap, eps, present, out)
     if variance.shape != rows.shape:
         raise ValueError(f"variance has shape {tuple(variance.shape)}; give that of the rows, {tuple(rows.shape)}")
-    run = fuse_operator if torch.compiler.is_compiling() else fuse
-    return _fused(out, run(rows, variance, reference, present, out, [kappa, cap, eps], sums, implementation))
+    totals = run(
+        rows,
+        variance,
+        reference=reference,
+        present=present,
+        out=out,
+        evidence=[kappa, cap, eps],
+        sums=sums,
+        implementation=implementation,
+    )
+    return _fused(out, totals)
 
 
 def evidential_step(  # noqa: D417 - described where they are explained
@@ -132,10 +140,19 @@ def evidential_step(  # noqa: D417 - described where they are explained
     if present is not None:
         ok = present if ok is None else ok & present
     rate, after = rates(rows, mean, variance, weight, beta, new_variance, ok)
-    run = step_operator if torch.compiler.is_compiling() else step
-    evidence = [kappa, cap, eps]
     found = run(
-        rows, mean, variance, rate, new_variance, scale, reference, present, out, evidence, sums, implementation
+        rows,
+        variance,
+        mean=mean,
+        rate=rate,
+        new_variance=new_variance,
+        scale=scale,
+        reference=reference,
+        present=present,
+        out=out,
+        evidence=[kappa, cap, eps],
+        sums=sums,
+        implementation=implementation,
     )
     weight.detach().copy_(after)
     return _fused(out, found)

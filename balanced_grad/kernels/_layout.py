@@ -20,6 +20,8 @@ def blocks(rows: Tensor, width: int = BLOCK) -> list[slice]:
 
 def check_rows(rows: Tensor) -> None:
     """Raises for what is no ``(M, D)`` tensor of real floating point numbers with a row."""
+    if type(rows).__name__ == "DTensor":  # by name: its module is not imported for those who have none
+        raise TypeError("rows are a DTensor; give the columns of this process, rows.to_local(), and add up the results")
     if rows.dim() != 2 or rows.shape[0] == 0:
         raise ValueError(f"rows have shape {tuple(rows.shape)}; give (M, D), one gradient per row, M >= 1")
     if not rows.is_floating_point():

@@ -3,7 +3,7 @@ from torch import Tensor
 
 from balanced_grad.kernels._dispatch import Implementation
 from balanced_grad.kernels._layout import check_rows
-from balanced_grad.kernels._operators import moments, moments_operator
+from balanced_grad.kernels._pass import run
 
 
 def moments_update(
@@ -60,8 +60,15 @@ def moments_update(
     """
     check_rows(rows)
     rate, after = rates(rows, mean, variance, weight, beta, new_variance, ok)
-    update = moments_operator if torch.compiler.is_compiling() else moments
-    update(rows, mean, variance, rate, new_variance, scale, implementation)
+    run(
+        rows,
+        variance,
+        mean=mean,
+        rate=rate,
+        new_variance=new_variance,
+        scale=scale,
+        implementation=implementation,
+    )
     weight.detach().copy_(after)
 
 

@@ -118,7 +118,6 @@ def owners(bounds: Bounds, first: int, last: int, device: torch.device) -> Tenso
 
 
 def add_up(parts: Tensor, lengths: Tensor) -> Tensor:
-    """``(P, V, M, M)`` partial products to ``(V, S, M, M)``; unlike ``index_add_`` in the same order every time."""
-    flat = parts.flatten(1)
-    sums: Tensor = torch.segment_reduce(flat, "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
-    return sums.reshape(len(lengths), *parts.shape[1:]).transpose(0, 1).contiguous()
+    """``(P, M, M)`` partial products to ``(S, M, M)``; unlike ``index_add_`` in the same order every time."""
+    sums: Tensor = torch.segment_reduce(parts.flatten(1), "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
+    return sums.reshape(len(lengths), *parts.shape[1:])

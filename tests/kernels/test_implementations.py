@@ -12,7 +12,7 @@ import torch
 from torch.utils.cpp_extension import get_cxx_compiler
 
 from balanced_grad.kernels import _dispatch as dispatch
-from balanced_grad.kernels import combine, conflict, evidential_fuse, evidential_step, gramian, moments_update
+from balanced_grad.kernels import combine, evidential_fuse, evidential_step, gramian, moments_update
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +34,11 @@ def results(implementation, device, count, size, dtype, segments=None):
     kind = {"implementation": implementation}
     found = [
         gramian(rows, **kind),
-        *conflict(rows, **kind),
         combine(rows, torch.arange(1.0, count + 1).to(device), **kind),
     ]
     if segments is not None:
         weights = torch.rand(len(segments) - 1, count, generator=generator).to(device)
-        found += [*conflict(rows, segments, **kind), combine(rows, weights, segments=segments, **kind)]
+        found += [gramian(rows, segments, **kind), combine(rows, weights, segments=segments, **kind)]
     ok, reference = (torch.arange(count) != 1).to(device), torch.tensor(2.0, device=device)
     with_holes = rows.clone()
     with_holes[0, ::5] = torch.nan
@@ -133,46 +132,6 @@ def test_more_than_2_to_the_31_numbers_on_a_gpu():
     assert combine(rows, torch.ones(3, device="cuda"), implementation="triton")[-1] == 6
 
 
-def passes_as_operators():
-    rows, variance = torch.randn(2, 40), torch.rand(2, 40)
-    rate, one, out = torch.full((2,), 0.1), torch.tensor(1.0), torch.empty(40)
-    present, evidence = torch.tensor([True, False]), [1.0, 1e4, 1e-8]
-    ops = torch.ops.balanced_grad
-    yield ops.gramian, (rows, None, False, "auto")
-    yield ops.gramian, (rows, [0, 4, 40], True, "auto")
-    yield ops.combine, (rows, torch.rand(2), out, None, "auto")
-    yield ops.combine, (rows, torch.rand(2, 2), out, [0, 4, 40], "auto")
-    yield ops.moments, (rows, torch.zeros(2, 40), variance, rate, None, one, "auto")
-    yield ops.moments, (rows, None, variance, rate, torch.rand(2, 40), None, "auto")
-    yield ops.fuse, (rows, variance, one, present, out, evidence, True, "auto")
-    yield ops.step, (rows, torch.zeros(2, 40), variance, rate, None, one, one, None, out, evidence, False, "auto")
-
-
-@ignores_torch
-@pytest.mark.parametrize("position", range(8))
-def test_operators_are_well_formed(position):
-    operator, arguments = list(passes_as_operators())[position]
-    torch.library.opcheck(operator.default, arguments)
-
-
-@ignores_torch
-def test_inside_a_compiled_graph():
-    def step(rows, mean, variance, weight, reference):
-        weights = gramian(rows, [0, 8, 40]).diagonal(dim1=1, dim2=2).rsqrt()
-        moments_update(rows, mean, variance, weight, 0.9)
-        fused = evidential_step(rows, mean, variance, weight, 0.9, reference, sums=True)
-        only = evidential_fuse(rows, variance, reference)
-        return combine(rows, weights, segments=[0, 8, 40]), fused.row, fused.leading, only.row, conflict(rows).agreement
-
-    def run(function):
-        generator = torch.Generator().manual_seed(0)
-        given = torch.randn(2, 40, generator=generator), torch.zeros(2, 40), torch.rand(2, 40, generator=generator)
-        given = (*given, torch.zeros(2), torch.tensor(1.0))
-        return [*function(*given), *given]
-
-    torch.testing.assert_close(run(torch.compile(step, fullgraph=True, backend="aot_eager")), run(step))
-
-
 def test_triton_where_it_cannot_run():
     if INTERPRETED:
         pytest.skip("the interpreter runs it anywhere")
@@ -200,3 +159,12 @@ def test_a_broken_triton_is_left_alone_after_one_warning(monkeypatch):
 def test_importing_the_package_imports_no_triton():
     check = "import sys, balanced_grad.kernels; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_rows_that_are_sharded_are_given_by_their_part():
+    class DTensor(torch.Tensor):
+        pass
+
+    rows = torch.ones(2, 3).as_subclass(DTensor)
+    with pytest.raises(TypeError, match=r"rows are a DTensor; give the columns of this process, rows.to_local\(\)"):
+        gramian(rows)

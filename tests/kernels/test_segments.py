@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balanced_grad.kernels import combine, conflict, gramian
+from balanced_grad.kernels import combine, gramian
 
 lengths = st.lists(
     st.one_of(st.integers(0, 40), st.sampled_from([1023, 1024, 1025, 2048, 3000])), min_size=1, max_size=12
@@ -57,21 +57,9 @@ def test_columns_of_a_wider_buffer():
     torch.testing.assert_close(gramian(rows.T.contiguous().T, bounds), gramian(rows, bounds), rtol=1e-6, atol=1e-3)
 
 
-def test_conflict():
-    rows, bounds = case([300, 5000], 3)
-    found = conflict(rows, bounds)
-    torch.testing.assert_close(found.gramian, gramian(rows, bounds), rtol=1e-6, atol=1e-3)
-    part = rows[:, 300:].double()
-    torch.testing.assert_close(found.cosine[1], torch.corrcoef(part), rtol=0, atol=0.05)
-    torch.testing.assert_close(found.cosine[1], part @ part.T / torch.outer(part.norm(dim=1), part.norm(dim=1)))
-    torch.testing.assert_close(found.agreement[1], (part.sign() @ part.sign().T) / 5000)
-    assert conflict(rows).signs.diagonal().tolist() == [5300.0] * 3
-    assert conflict(torch.zeros(2, 5)).cosine.tolist() == [[0.0, 0.0], [0.0, 0.0]]
-
-
 @pytest.mark.parametrize("bounds", [[0], [0, 3], [1, 5], [0, 4, 2, 5], [0, 6]])
 def test_bounds_that_do_not_cover_the_columns(bounds):
-    for call in (gramian, conflict, lambda rows, s: combine(rows, torch.ones(max(len(s) - 1, 1), 2), segments=s)):
+    for call in (gramian, lambda rows, s: combine(rows, torch.ones(max(len(s) - 1, 1), 2), segments=s)):
         with pytest.raises(ValueError, match="rising from 0 to 5"):
             call(torch.ones(2, 5), bounds)
 

@@ -39,8 +39,7 @@ def assembled(kernel, count, absent=(), **options):
 
 
 KERNELS = {
-    "gramian": (_gramian._kernel, {"SIGNS": False}),
-    "conflict": (_gramian._kernel, {"SIGNS": True}),
+    "gramian": (_gramian._kernel, {}),
     "combine": (_combine._kernel, {"STRIDED": False}),
     "step": (_evidential._kernel, {"absent": ("new",), "STATE": tl.float32, "STRIDED": False}),
     "fuse": (

@@ -21,7 +21,6 @@ def _kernel(
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
     WIDE: tl.constexpr,
-    SIGNS: tl.constexpr,
 ):
     """One piece of columns: products of a tile in WIDE, added up over tiles in float64."""
     piece = tl.program_id(0).to(tl.int64)
@@ -30,7 +29,6 @@ def _kernel(
     step = tl.multiple_of(stride.to(tl.int64), VECTOR)
     index = tl.arange(0, PADDED)
     total = tl.zeros((PADDED, PADDED), tl.float64)
-    signs = tl.zeros((PADDED, PADDED), tl.float64)
     for base in range(start, stop, BLOCK):
         columns = tl.multiple_of(base, VECTOR) + tl.arange(0, BLOCK)
         inside = columns < stop
@@ -48,14 +46,9 @@ def _kernel(
             else:
                 products = tl.sum(tile * row[None, :], 1).to(tl.float64)
             total += tl.where(chosen, products[None, :], 0.0)
-            if SIGNS:
-                agreeing = _sign(tile) * _sign(row)[None, :]
-                signs += tl.where(chosen, tl.sum(agreeing, 1).to(tl.float64)[None, :], 0.0)
-    place = out + piece * (1 + SIGNS) * M * M + index[:, None] * M + index[None, :]
+    place = out + piece * M * M + index[:, None] * M + index[None, :]
     mask = (index[:, None] < M) & (index[None, :] < M)
     tl.store(place, total, mask=mask)
-    if SIGNS:
-        tl.store(place + M * M, signs, mask=mask)
 
 
 @triton.jit
@@ -70,18 +63,12 @@ def _inverse(power):
     return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def _sign(x):
-    one = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
-    return tl.where(x == x, one, x.to(tl.float32))  # NaN stays
-
-
-def gramian(rows: Tensor, bounds: Bounds, signs: bool) -> Tensor:
-    """``(1 or 2, S, M, M)`` float64."""
+def gramian(rows: Tensor, bounds: Bounds) -> Tensor:
+    """``(S, M, M)`` float64."""
     rows = dense(rows)
     count, size = rows.shape
     table, lengths = piece_table(bounds, 16384 if size >= 1 << 24 else 2048, rows.device)
-    parts = torch.empty(len(table), 1 + signs, count, count, dtype=torch.float64, device=rows.device)
+    parts = torch.empty(len(table), count, count, dtype=torch.float64, device=rows.device)
     aligned = vector(bounds, rows)
 
     def launch(config: Config, pieces: int = len(table)) -> None:
@@ -95,12 +82,11 @@ def gramian(rows: Tensor, bounds: Bounds, signs: bool) -> Tensor:
             BLOCK=config.block,
             VECTOR=aligned,
             WIDE=element(wide(rows.dtype)),
-            SIGNS=signs,
             num_warps=config.warps,
             enable_fp_fusion=True,
         )
 
     if len(table):
-        key = ("gramian", count, rows.dtype, signs, aligned, rows.device)
+        key = ("gramian", count, rows.dtype, aligned, rows.device)
         launch(tuned(key, count, lambda: lambda config: launch(config, min(len(table), 1024))))
     return add_up(parts, lengths)
