@@ -1,3 +1,4 @@
+import math
 from typing import NamedTuple
 
 import torch
@@ -79,8 +80,9 @@ def reduced_dempster(evidence: Tensor) -> Opinion:
     """
     evidence = wide(evidence)
     frame = evidence.shape[-1]
-    exponent = torch.log1p(evidence / frame).sum(-2)
-    certain = exponent.isinf()  # in the limit it outweighs all that is finite
+    certain = evidence.isinf().any(-2)  # in the limit it outweighs all that is finite
+    largest = math.log(torch.finfo(evidence.dtype).max)  # some releases of torch overflow before
+    exponent = torch.log1p(evidence / frame).clamp_max(largest).sum(-2)
     exponent = torch.where(certain.any(-1, keepdim=True), certain * 1e3, exponent)
     top = exponent.amax(-1, keepdim=True)
     # All divided by exp(top): the product itself overflows for many sources or strong ones.

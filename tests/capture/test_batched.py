@@ -8,6 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 import balanced_grad as bg
 from balanced_grad.capture import _parameters
+from tests.releases import hooks_shown
+
+pytestmark = hooks_shown
 
 WIDTH, DTYPE = 8, torch.float64
 

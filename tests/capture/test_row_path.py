@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import balanced_grad as bg
 from tests.conftest import MODALITIES, LateFusion, make_batch
+from tests.releases import compiled_alike
 
 STEPS = 20
 
@@ -227,6 +228,7 @@ class CompiledWhole(nn.Module):
         self.losses = torch.compile(model.losses, backend="aot_eager")
 
 
+@compiled_alike
 def test_a_model_compiled_as_a_whole():
     """One compiled graph answers every loss for every parameter, with zeros: nothing is exclusive any more."""
     model = LateFusion()

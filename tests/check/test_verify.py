@@ -267,6 +267,7 @@ class Checkpointed(Net):
 
 
 def bert():
+    pytest.importorskip("transformers")
     from transformers import BertConfig, BertModel
 
     config = BertConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
@@ -284,6 +285,7 @@ def bert():
 
 
 def adapted():
+    pytest.importorskip("peft")
     from peft import LoraConfig, inject_adapter_in_model
 
     model = bert()

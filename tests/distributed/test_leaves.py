@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import balanced_grad as bg
+from tests.releases import fully_shard_on_cpu
 
 KINDS = {
     "min-norm": lambda **options: bg.MinNorm(**options),
@@ -65,7 +66,7 @@ def by_hand(rank, weights):
     return 2 * tokens.grad
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fully_shard"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=fully_shard_on_cpu)], ids=["ddp", "fully_shard"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_change_nothing_and_get_their_gradient(pair, kind, sharded):
     plain, got = pair(step, kind, False, sharded), pair(step, kind, True, sharded)

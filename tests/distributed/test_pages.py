@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
+from tests.releases import fully_shard_on_cpu
+
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
@@ -19,7 +21,9 @@ def run_script(rank, script, port):
     assert not distributed.is_initialized()
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=["ddp", "fully_shard"])
+@pytest.mark.parametrize(
+    "script", [SCRIPTS[0], pytest.param(SCRIPTS[1], marks=fully_shard_on_cpu)], ids=["ddp", "fully_shard"]
+)
 def test_script(pair, script):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

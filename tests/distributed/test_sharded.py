@@ -8,6 +8,9 @@ from torch.distributed.fsdp import fully_shard
 
 import balanced_grad as bg
 from tests.distributed.test_data_parallel import TOLERANCE, Model, half, make_batch, report
+from tests.releases import fully_shard_on_cpu
+
+pytestmark = fully_shard_on_cpu
 
 KINDS = {
     "mimo": lambda params: bg.MIMO(smoothing=0.1),

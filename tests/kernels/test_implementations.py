@@ -105,7 +105,7 @@ def test_triton_and_strides():
 
 
 def test_triton_interpreted():
-    pytest.importorskip("triton", reason="pip install triton")
+    pytest.importorskip("triton", minversion="3.8", reason="pip install triton")
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "test_triton and not interpreted"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False

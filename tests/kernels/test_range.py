@@ -126,7 +126,7 @@ def test_a_spike_passes(implementation, with_mean):
 
 @pytest.mark.skipif(INTERPRETED, reason="runs it so")
 def test_triton_interpreted():
-    pytest.importorskip("triton", reason="pip install triton")
+    pytest.importorskip("triton", minversion="3.8", reason="pip install triton")
     command = [sys.executable, "-m", "pytest", "-q", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).resolve().parents[2]

@@ -4,13 +4,15 @@ import re
 
 import pytest
 
-pytest.importorskip("triton", reason="pip install triton")
+pytest.importorskip("triton", minversion="3.8", reason="pip install triton")
 
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from balanced_grad.kernels._triton import _combine, _evidential, _gramian
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of triton's own compiler, on Python 3.13
 
 STRIDES = ("stride", "size", "out_step", "row_step", "mean_step", "variance_step", "new_step")
 NUMBERS = ("kappa", "cap", "eps")

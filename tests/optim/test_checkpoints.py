@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 import balanced_grad as bg
 from balanced_grad.optim import BalancedOptimizer
 from tests.optim.conftest import CASES, Paced, Run
+from tests.releases import ONE_PROCESS
 
 every = pytest.mark.parametrize("name", CASES)
 
@@ -74,10 +75,10 @@ def test_distributed_checkpoint(name, full, tmp_path):
     run = Run(name).steps(0, 1, 2)
     run.optimizer.zero_grad()
     saved = get_optimizer_state_dict(run.model, run.optimizer, options=options)
-    dcp.save({"optimizer": saved}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"optimizer": saved}, checkpoint_id=tmp_path, **ONE_PROCESS)
     other = resumed(name, run)
     template = {"optimizer": get_optimizer_state_dict(other.model, other.optimizer, options=options)}
-    dcp.load(template, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(template, checkpoint_id=tmp_path, **ONE_PROCESS)
     set_optimizer_state_dict(other.model, other.optimizer, template["optimizer"], options=options)
     assert_same_future(run, other)
 
@@ -99,10 +100,10 @@ def test_the_flattened_form_resumes_the_base_optimizer_only():
 def test_state_that_appears_with_the_first_step_reaches_a_fresh_template(tmp_path):
     run = Run("AdamW", bg.MIMO(ema=0.9, ramp_steps=9)).steps(0, 1)
     run.optimizer.zero_grad()
-    dcp.save(get_optimizer_state_dict(run.model, run.optimizer), checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(get_optimizer_state_dict(run.model, run.optimizer), checkpoint_id=tmp_path, **ONE_PROCESS)
     other = resumed("AdamW", run, balancer=bg.MIMO(ema=0.9, ramp_steps=9))
     template = get_optimizer_state_dict(other.model, other.optimizer)
-    dcp.load(template, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(template, checkpoint_id=tmp_path, **ONE_PROCESS)
     set_optimizer_state_dict(other.model, other.optimizer, template)
     assert other.balancer.state() == run.balancer.state()
     assert set(other.balancer.state()["averages"]) == {"audio", "video"}

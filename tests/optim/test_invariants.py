@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import balanced_grad as bg
 from balanced_grad.optim import BalancedOptimizer
 from tests.optim.conftest import CASES, Run
+from tests.releases import VERSION
 
 every = pytest.mark.parametrize("name", CASES)
 
@@ -115,6 +116,8 @@ def test_zero_grad(name):
 
 @every
 def test_add_param_group(name):
+    if name.startswith("Adagrad") and VERSION < (2, 8):
+        pytest.skip("torch's own Adagrad makes its state in the constructor only")
     run = Run(name)
     extra = torch.nn.Parameter(torch.ones(2, 2))
     group = {"params": [extra], "lr": 0.5}
