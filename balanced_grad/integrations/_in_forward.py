@@ -86,7 +86,7 @@ class BalancedForward(nn.Module):
         self.reached = True  # whether backward() has reached the last scalar
         self._active = False
         self._inputs: Inputs = {}
-        self._share: Tensor | None = None  # of the items of a whole step, those of this batch
+        self._counts: tuple[Tensor, Any] | None = None  # the items of this batch, and of the whole step
         self.register_load_state_dict_post_hook(_without_ours)  # type: ignore[no-untyped-call]
         model.add_module(NAME, self)
         model.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -105,7 +105,7 @@ class BalancedForward(nn.Module):
             yield
         finally:
             self._active = False
-            self._inputs, self._share = {}, None
+            self._inputs, self._counts = {}, None
 
     @eager
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
@@ -114,9 +114,9 @@ class BalancedForward(nn.Module):
         if self._active:
             self._inputs = inputs
             if kwargs.get(_ITEMS) is not None:
-                here = self._items(inputs)
-                self._share = here / kwargs[_ITEMS]
-                passed[_ITEMS] = here.clamp_min(1)  # so that the model's own loss is a mean, as others are
+                items = self._items(inputs)
+                self._counts = items, kwargs[_ITEMS]
+                passed[_ITEMS] = items.clamp_min(1)  # so that the model's own loss is a mean, as others are
         return args, passed
 
     @eager
@@ -128,7 +128,7 @@ class BalancedForward(nn.Module):
         if not torch.is_grad_enabled():
             joint = losses.get(JOINT)
             loss = torch.stack([loss for loss in losses.values() if loss is not None]).sum() if joint is None else joint
-            return _with_loss(output, loss if self._share is None else loss * self._share)
+            return _with_loss(output, loss if self._counts is None else loss * self._counts[0] / self._counts[1])
         scalar = self._scaled(losses, options)
         self.reached = False
         scalar.register_hook(self._mark)  # type: ignore[no-untyped-call]
@@ -173,19 +173,20 @@ class BalancedForward(nn.Module):
     def _scaled(self, losses: Losses, options: Mapping[str, Any]) -> Tensor:
         """The scalar, times this batch's share of the step.
 
-        The share of all processes together is multiplied behind the balancer, so that it compares means, and this
+        The share of all processes on average is multiplied behind the balancer, so that it compares means, and this
         process's part of that in front of it, so that all processes multiply its scalar by the same number.
         """
-        if self._share is None:
+        if self._counts is None:
             return cast(Tensor, self.balancer(losses, **options))
-        everywhere, processes = self._share, self.balancer.processes
+        here, whole = self._counts
+        processes = self.balancer.processes
         if processes.size > 1:
-            total = self._share.clone().reshape(1)
+            total = here.clone().reshape(1)
             processes.sum(total)
-            everywhere = total.squeeze(0) / processes.size
-            here = self._share / everywhere.clamp_min(torch.finfo(everywhere.dtype).tiny)
-            losses = {name: None if loss is None else loss * here for name, loss in losses.items()}
-        return cast(Tensor, self.balancer(losses, **options)) * everywhere
+            part = here * processes.size / total.squeeze(0).clamp_min(1)
+            losses = {name: None if loss is None else loss * part for name, loss in losses.items()}
+            here = total.squeeze(0) / processes.size
+        return cast(Tensor, self.balancer(losses, **options)) * here / whole
 
     def _items(self, inputs: Inputs) -> Tensor:
         """How many labels count, as the trainer counts those of a whole step."""
