@@ -1,0 +1,220 @@
+"""The balancer in the forward of a model that is not edited: hooks put its scalar where a trainer reads the loss."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.nn.parameter import is_lazy
+
+from balanced_grad.balancer import Balancer
+from balanced_grad.capture import JOINT, eager
+from balanced_grad.labels import IGNORED
+
+Inputs = dict[str, Any]
+Losses = Mapping[str, Tensor | None]
+LossFunction = Callable[[nn.Module, Inputs, Any], Losses | tuple[Losses, Mapping[str, Any]]]
+"""``losses(model, inputs, outputs)``: name -> loss, or that and what else the balancer's call takes, as keywords."""
+
+NAME = "balanced_grad"  # of the submodule
+_ITEMS = "num_items_in_batch"
+
+
+class Smoother(Protocol):
+    """The trainer's label smoothing."""
+
+    epsilon: float
+
+    def __call__(self, model_output: Any, labels: Tensor, shift_labels: bool = False) -> Tensor:
+        """The smoothed loss of the model's logits."""
+
+
+class Attached(Protocol):
+    """What ``bg.attach`` returns, as far as it is needed here."""
+
+    task: str
+
+    def logits(self) -> dict[str, Tensor]:
+        """Modality -> logits."""
+
+    def losses(self, joint: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        """The losses by name."""
+
+    def scores(self, labels: Tensor) -> Mapping[str, Tensor]:
+        """The scores by modality."""
+
+
+class BalancedForward(nn.Module):
+    """Submodule of the model that it balances: holds the balancer and the heads, and hooks the model's forward.
+
+    As a submodule, the heads are in the optimizer, on the model's device and in a wrapper around the model. The
+    model's own ``state_dict`` stays as it was: this module's is asked of it alone.
+
+    Args:
+        model: the model whose forward the trainer calls, or which its wrapper calls.
+        balancer: the balancer.
+        heads: modules that the losses need beside the model; without ``losses`` an ``Attachment``.
+        losses: the losses of a batch; None: ``heads.losses(outputs.loss, labels)``.
+        targets: inputs of which losses are computed; the first one holds the labels of an ``Attachment``.
+        hidden: inputs that the model's forward does not take.
+        smoother: takes the place of the model's own loss.
+        shifted: whether the model's loss pairs position ``t`` with the label at ``t + 1``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        balancer: Balancer,
+        heads: nn.Module | None,
+        losses: LossFunction | None,
+        *,
+        targets: tuple[str, ...],
+        hidden: tuple[str, ...],
+        smoother: Smoother | None,
+        shifted: bool,
+    ) -> None:
+        super().__init__()
+        self.balancer = balancer
+        self.heads = heads
+        self.losses = losses
+        self.targets = targets
+        self.hidden = hidden
+        self.smoother = smoother
+        self.shifted = shifted
+        self.reached = True  # whether backward() has reached the last scalar
+        self._active = False
+        self._inputs: Inputs = {}
+        self._counts: tuple[Tensor, Any] | None = None  # the items of this batch, and of the whole step
+        self.register_load_state_dict_post_hook(_without_ours)  # type: ignore[no-untyped-call]
+        model.add_module(NAME, self)
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.register_forward_hook(self._after)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether a head waits for its first batch to know its width."""
+        return any(is_lazy(parameter) for parameter in self.parameters())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Forwards that begin in here return the balancer's scalar as their loss."""
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+            self._inputs, self._counts = {}, None
+
+    @eager
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
+        inputs = {name: value for name, value in kwargs.items() if name != _ITEMS}
+        passed = {name: value for name, value in kwargs.items() if name not in self.hidden}
+        if self._active:
+            self._inputs = inputs
+            if kwargs.get(_ITEMS) is not None:
+                items = self._items(inputs)
+                self._counts = items, kwargs[_ITEMS]
+                passed[_ITEMS] = items.clamp_min(1)  # so that the model's own loss is a mean, as others are
+        return args, passed
+
+    @eager
+    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self._active:
+            return None
+        self._active = False  # the losses may call the model again
+        losses, options = self._losses_of(model, self._smoothed(output))
+        if not torch.is_grad_enabled():
+            joint = losses.get(JOINT)
+            loss = torch.stack([loss for loss in losses.values() if loss is not None]).sum() if joint is None else joint
+            return _with_loss(output, loss if self._counts is None else loss * self._counts[0] / self._counts[1])
+        scalar = self._scaled(losses, options)
+        self.reached = False
+        scalar.register_hook(self._mark)  # type: ignore[no-untyped-call]
+        return _with_loss(output, scalar)
+
+    def _losses_of(self, model: nn.Module, output: Any) -> tuple[Losses, Mapping[str, Any]]:
+        if self.losses is not None:
+            returned = self.losses(model, self._inputs, output)
+            return returned if isinstance(returned, tuple) else (returned, {})
+        joint = output.get("loss") if isinstance(output, Mapping) else None
+        if joint is None:
+            raise ValueError(
+                "the model returned no loss, which is the joint one: give it its labels, or write losses=, a function "
+                "(model, inputs, outputs) -> losses by name"
+            )
+        name, heads = self.targets[0], cast(Attached, self.heads)
+        if name not in self._inputs:
+            raise ValueError(
+                f"the batch has no {name!r} for the heads, but {sorted(self._inputs)}; name what holds their labels, "
+                "targets='...', and let the data collator keep it"
+            )
+        labels = self._inputs[name]
+        scored = self.balancer.needs == "scores" and torch.is_grad_enabled()
+        options = {"scores": heads.scores(labels)} if scored else {}
+        return heads.losses(joint, self._soft(heads, labels)), options
+
+    def _smoothed(self, output: Any) -> Any:
+        if self.smoother is None or "labels" not in self._inputs:
+            return output
+        return _with_loss(output, self.smoother(output, self._inputs["labels"], shift_labels=self.shifted))
+
+    def _soft(self, heads: Attached, labels: Tensor) -> Tensor:
+        """Class indices as the shares that the trainer's smoothing makes of them."""
+        if self.smoother is None or heads.task != "classification" or labels.is_floating_point():
+            return labels
+        classes = next(iter(heads.logits().values())).shape[-1]
+        unknown = (labels == IGNORED).unsqueeze(-1)
+        hard = one_hot(labels.long().clamp_min(0), classes).float()
+        epsilon = self.smoother.epsilon
+        return (hard * (1 - epsilon) + epsilon / classes).masked_fill(unknown, torch.nan)
+
+    def _scaled(self, losses: Losses, options: Mapping[str, Any]) -> Tensor:
+        """The scalar, times this batch's share of the step.
+
+        The share of all processes on average is multiplied behind the balancer, so that it compares means, and this
+        process's part of that in front of it, so that all processes multiply its scalar by the same number.
+        """
+        if self._counts is None:
+            return cast(Tensor, self.balancer(losses, **options))
+        here, whole = self._counts
+        processes = self.balancer.processes
+        if processes.size > 1:
+            total = here.clone().reshape(1)
+            processes.sum(total)
+            part = here * processes.size / total.squeeze(0).clamp_min(1)
+            losses = {name: None if loss is None else loss * part for name, loss in losses.items()}
+            here = total.squeeze(0) / processes.size
+        return cast(Tensor, self.balancer(losses, **options)) * here / whole
+
+    def _items(self, inputs: Inputs) -> Tensor:
+        """How many labels count, as the trainer counts those of a whole step."""
+        labels = inputs.get("shift_labels")
+        if labels is None:
+            labels = inputs["labels"][..., 1:] if self.shifted else inputs["labels"]
+        return cast(Tensor, labels.ne(IGNORED).sum())
+
+    def _mark(self, gradient: Tensor) -> None:
+        self.reached = True
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Balancer and heads; nothing where the model's own state is asked for."""
+        destination = args[0] if args else kwargs.get("destination")
+        return super().state_dict(*args, **kwargs) if destination is None else destination
+
+
+def _without_ours(module: nn.Module, result: Any) -> None:
+    """Nothing of ours is missing from the model's own checkpoint."""
+    result.missing_keys[:] = [name for name in result.missing_keys if f"{NAME}." not in name]
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    """The model's output with another loss: a mapping, since nothing else says which of its parts that is."""
+    if isinstance(output, Tensor):
+        return {"loss": loss, "logits": output}
+    if not isinstance(output, Mapping):
+        raise TypeError(f"the model returned a {type(output).__name__}; let it return a mapping, with return_dict=True")
+    if type(output) is dict:
+        return {**output, "loss": loss}
+    return type(output)(**{**output, "loss": loss})
