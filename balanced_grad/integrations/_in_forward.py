@@ -186,7 +186,7 @@ class BalancedForward(nn.Module):
             part = here * processes.size / total.squeeze(0).clamp_min(1)
             losses = {name: None if loss is None else loss * part for name, loss in losses.items()}
             here = total.squeeze(0) / processes.size
-        return cast(Tensor, self.balancer(losses, **options)) * here / whole
+        return cast(Tensor, self.balancer(losses, **options) * here / whole)
 
     def _items(self, inputs: Inputs) -> Tensor:
         """How many labels count, as the trainer counts those of a whole step."""

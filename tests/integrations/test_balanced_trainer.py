@@ -1,4 +1,4 @@
-"""The mix-in for the Hugging Face ``Trainer`` with real architectures, the trainer's defaults, and all of its settings."""
+"""The mix-in for the Hugging Face ``Trainer`` on real architectures, by default and with its settings."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 import balanced_grad as bg
 from tests.integrations.test_loggers import of_events
-from tests.integrations.tiny_models import CLASSES, IMAGE, MODELS, build
+from tests.integrations.tiny_models import MODELS, build
 
 pytestmark = pytest.mark.filterwarnings(  # what trainers say of workers, devices and themselves
     "ignore", "error::balanced_grad.InactiveBalancerWarning"
@@ -63,7 +63,9 @@ def trainer_of(model, tiny, folder, balancer, settings=None, **given):
     class BalancedTrainer(BalancedTrainerMixin, transformers.Trainer):
         pass
 
-    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1} | (settings or {})
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1} | (
+        settings or {}
+    )
     given = {"targets": targets(tiny), "data_collator": collate, "train_dataset": Items(tiny.batch)} | given
     return BalancedTrainer(model, transformers.TrainingArguments(str(folder), **settings), balancer=balancer, **given)
 
@@ -128,7 +130,9 @@ def test_gradients_are_those_of_separate_backwards(name, lora, tmp_path):
         tiny.batch["labels"][1, -2:] = -100
     weights = {"joint": 1.0} | {m: weights[m] for m in tiny.encoders}
     model = (with_lora(tiny.model) if lora else tiny.model).double()
-    tiny.batch.update({k: x.double() for k, x in tiny.batch.items() if isinstance(x, torch.Tensor) and x.is_floating_point()})
+    tiny.batch.update(
+        {k: x.double() for k, x in tiny.batch.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    )
     batches = [{k: x[i : i + 2] if isinstance(x, torch.Tensor) else x for k, x in tiny.batch.items()} for i in (0, 2)]
     heads = attached(name, model, tiny)
     settings = {"max_grad_norm": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -138,7 +142,9 @@ def test_gradients_are_those_of_separate_backwards(name, lora, tmp_path):
     trainer._build()
     without_dropout(model)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    counts = [int((b["labels"] != -100).sum()) if trainer.model_accepts_loss_kwargs and "labels" in b else 1 for b in batches]
+    counts = [
+        int((b["labels"] != -100).sum()) if trainer.model_accepts_loss_kwargs and "labels" in b else 1 for b in batches
+    ]
     total = {n: torch.zeros_like(p) for n, p in start.items()}
     for inputs, count in zip(batches, counts, strict=True):
         inputs = collate(list(_items(inputs)))

@@ -49,7 +49,7 @@ def clip():
 def llava():
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    config = LlavaConfig(
+    config = LlavaConfig(  # type: ignore[call-arg]
         vision_config=CLIPVisionConfig(**SIZE | {"num_hidden_layers": 2}, image_size=8, patch_size=4),
         text_config=LlamaConfig(**SIZE, **ROPE, **SPECIAL),
         image_token_id=IMAGE,
@@ -90,7 +90,7 @@ def idefics():
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
 
     vision = SIZE | {"image_size": 8, "patch_size": 2}
-    config = Idefics3Config(
+    config = Idefics3Config(  # type: ignore[call-arg]
         vision_config=vision,
         text_config=LlamaConfig(**SIZE, **ROPE, **SPECIAL),
         scale_factor=2,
