@@ -18,8 +18,10 @@ def on_host(*values: Tensor) -> bool:
     return all(value.is_cpu for value in values)
 
 
-def numbers(values: Iterable[Tensor]) -> list[Number]:
-    """Scalars as floats on the host, as ``()`` tensors elsewhere."""
+def numbers(values: Tensor | Iterable[Tensor]) -> list[Number]:
+    """A row ``(K,)``, or ``K`` scalars, as floats on the host, as ``()`` tensors elsewhere."""
+    if isinstance(values, Tensor):
+        return values.tolist() if on_host(values) else list(values.unbind())
     scalars = list(values)
     return [value.item() for value in scalars] if on_host(*scalars) else list(scalars)
 

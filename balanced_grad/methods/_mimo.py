@@ -117,7 +117,7 @@ class MIMO(Stateful, Balancer):
         """1 for the joint loss, ``λ p_m`` for the modalities; the value is ``Φ``."""
         learning = torch.is_grad_enabled() and self.training
         values = problem.losses
-        numbers = host.numbers(values.unbind())
+        numbers = host.numbers(values)
         losses = dict(zip(problem.names, numbers, strict=True))
         joint = losses.pop(JOINT, 0.0)
         offsets = [self._offset(name) for name in losses]
