@@ -55,7 +55,9 @@ class Model(nn.Module):
         return {name: [m for m in e.modules() if type(m) is nn.Linear][-1] for name, e in self.encoders.items()}
 
     def batch(self, size: int):
-        return {name: torch.randn(size, *self.shape) for name in self.names}, torch.randint(10, (size,))
+        device = self.fused.weight.device
+        inputs = {name: torch.randn(size, *self.shape, device=device) for name in self.names}
+        return inputs, torch.randint(10, (size,), device=device)
 
     def losses(self, inputs, label):
         self.features = {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}

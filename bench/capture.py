@@ -2,6 +2,7 @@
 
     python -m bench.capture                       # the table of docs/performance.md
     python -m bench.capture --encoders conv --modalities 2 --rounds 30
+    python -m bench.capture --device cuda
 
 All variants are timed in one process, interleaved round by round (so that drift hits all alike), with one
 warm-up round; the ratio is the median over rounds of the ratio within a round. No optimizer step is counted.
@@ -69,10 +70,16 @@ def variants(model):
     return out | ({"torchjd mtl_backward + MGDA": torchjd_shared} if mtl_backward else {})
 
 
-def measure(kind: str, modalities: int, batch: int, rounds: int) -> dict[str, float]:
+def synchronize(device: str) -> None:
+    """Wait for the work that was given to the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(kind: str, modalities: int, batch: int, rounds: int, device: str = "cpu") -> dict[str, float]:
     """Median over rounds of time / time of the plain sum, per variant."""
     torch.manual_seed(0)
-    model = Model(kind, modalities)
+    model = Model(kind, modalities).to(device)
     inputs, label = model.batch(batch)
     ways = variants(model)
     ratios = {name: [] for name in ways}
@@ -80,8 +87,10 @@ def measure(kind: str, modalities: int, batch: int, rounds: int) -> dict[str, fl
         times = {}
         for name, backward in ways.items():
             model.zero_grad()
+            synchronize(device)
             start = time.perf_counter()
             backward(model, model.losses(inputs, label))
+            synchronize(device)
             times[name] = time.perf_counter() - start
         if round_:
             for name, seconds in times.items():
@@ -95,16 +104,17 @@ def main() -> None:
     parser.add_argument("--modalities", nargs="+", type=int, choices=(1, 2, 3), default=[2, 3])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*batching rule.*")  # torchjd's vmap over attention
-    print(f"torch {torch.__version__}, {arguments.threads} threads, batch {arguments.batch}")
+    print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, batch {arguments.batch}")
     names = list(variants(Model("mlp", 1)))
     print(header("encoders", "M", *names))
     for kind in arguments.encoders:
         for modalities in arguments.modalities:
-            ratios = measure(kind, modalities, arguments.batch, arguments.rounds)
+            ratios = measure(kind, modalities, arguments.batch, arguments.rounds, arguments.device)
             print(row(kind, modalities, *(f"{ratios[name]:.2f}" for name in names)), flush=True)
 
 

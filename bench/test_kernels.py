@@ -28,16 +28,16 @@ BETA, KAPPA, CAP, EPS = 0.9, 1.0, 1e4, 1e-8
 class Case:
     """Rows, state and output of one size."""
 
-    def __init__(self, count, size):
+    def __init__(self, count, size, device=DEVICE):
         torch.manual_seed(0)
-        self.rows = torch.randn(count, size, device=DEVICE)
+        self.rows = torch.randn(count, size, device=device)
         self.mean = torch.zeros_like(self.rows)
         self.variance = torch.rand_like(self.rows)
         self.out = torch.empty_like(self.rows[0])
-        self.weights = torch.rand(count, device=DEVICE)
-        self.bias = torch.zeros(count, device=DEVICE)
-        self.ok = torch.ones(count, dtype=torch.bool, device=DEVICE)
-        self.reference = torch.ones((), device=DEVICE)
+        self.weights = torch.rand(count, device=device)
+        self.bias = torch.zeros(count, device=device)
+        self.ok = torch.ones(count, dtype=torch.bool, device=device)
+        self.reference = torch.ones((), device=device)
         tensor = max(4, size // 64 // 4 * 4)
         self.bounds = [*range(0, size - tensor, tensor), size]
         lengths = [stop - start for start, stop in pairwise(self.bounds)]
