@@ -1,7 +1,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from balanced_grad.capture import (
     Delivery,
@@ -45,7 +45,8 @@ class BlockCapture:
         self.left_out = params.left_out(walk.reach, walk.names)
         outside = [leaf for leaf in (*reach, *bystanders) if leaf not in inside]
         # A wrapper that waits for every parameter's gradient gets it first, and the block then its own.
-        self._beside_wrapper = processes.size > 1 and not looked_through()
+        grouped = distributed.is_available() and distributed.is_initialized()  # also of one, whose wrapper waits as well
+        self._beside_wrapper = grouped and not looked_through()
         if not self._beside_wrapper:
             self._delivery = Delivery(walk, outside, shown=met)
         else:
