@@ -32,9 +32,8 @@ def bare(tmp_path):
 
 
 def call(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, **options
-    )
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 def test_the_library_is_imported_without_its_lazy_dependencies(bare):
@@ -44,13 +43,12 @@ def test_the_library_is_imported_without_its_lazy_dependencies(bare):
 
 
 def test_a_rehearsal_without_what_an_image_lacks(bare, tmp_path):
-    parts = ("tests", "no_sync", "kernels", "subroutine", "capture")
-    done = call("-m", "bench.gpu", "--device", "cpu", "--parts", *parts, "--out", str(tmp_path / "out"), env=bare)
+    done = call("-m", "bench.gpu", "--device", "cpu", "--out", str(tmp_path / "out"), env=bare)
     content = json.loads((tmp_path / "out" / "gpu.json").read_text())
     records = content["records"]
     assert not [record for record in records if record.get("errors")], done.stdout
     assert done.returncode == 0
-    assert {record["part"] for record in records} == set(parts)
+    assert {record["part"] for record in records} == set(_parts.SHARES)
     absent = {record["row"]: record["left_out"] for record in records if "left_out" in record}
     assert "cvxpy" in absent["tests/methods/test_min_norm_bounds.py"]
     assert "CUDA" in absent["tests/kernels/test_implementations.py"]
@@ -93,9 +91,8 @@ def test_cases_that_a_part_did_not_come_to_are_named(status, key):
 
 
 def test_a_part_that_takes_too_long_is_ended():
-    assert (
-        _parts.call([sys.executable, "-c", "import threading; threading.Event().wait()"], dict(os.environ), 0.5) is None
-    )
+    endless = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    assert _parts.call(endless, dict(os.environ), 0.5) is None
 
 
 def test_no_time_is_said():
