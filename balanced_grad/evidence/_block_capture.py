@@ -48,7 +48,8 @@ class BlockCapture:
         grouped = (
             distributed.is_available() and distributed.is_initialized()
         )  # also of one, whose wrapper waits as well
-        self._beside_wrapper = grouped and not looked_through()
+        by_index = any(site.by_index for site in block.sites)  # heads of their own: for one process only
+        self._beside_wrapper = grouped and not by_index and not looked_through()
         if not self._beside_wrapper:
             self._delivery = Delivery(walk, outside, shown=met)
         else:

@@ -480,3 +480,24 @@ def test_evaluation_moves_no_statistics():
 
 def test_repr_names_the_block():
     assert "'audio.0'" in repr(bg.BOGC(LateFusion().encoders))
+
+
+def test_heads_by_index_in_a_group_of_one_process(tmp_path):
+    """As a script under ``torchrun --nproc-per-node 1``: the same as without a group."""
+
+    def grads():
+        torch.manual_seed(0)
+        encoder, heads = nn.Linear(5, 4), nn.ModuleDict({name: nn.Linear(4, 3) for name in ("audio", "video")})
+        label = torch.arange(6) % 3
+        balancer = bg.BOGC.published(heads)
+        z = encoder(torch.randn(6, 5))
+        balancer({name: nn.functional.cross_entropy(head(z), label) for name, head in heads.items()}).backward()
+        return [p.grad for p in (*heads.parameters(), *encoder.parameters())]
+
+    alone = grads()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        grouped = grads()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(a, b) for a, b in zip(alone, grouped, strict=True))
