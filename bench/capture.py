@@ -9,14 +9,13 @@ warm-up round; the ratio is the median over rounds of the ratio within a round. 
 """
 
 import argparse
-import statistics
-import time
 import warnings
 
 import torch
 
 import balanced_grad as bg
 from balanced_grad.evidence import StepVariance
+from bench._interleaved import ratios
 from bench._markdown import header, row
 from bench._models import ENCODERS, Model
 
@@ -70,32 +69,17 @@ def variants(model):
     return out | ({"torchjd mtl_backward + MGDA": torchjd_shared} if mtl_backward else {})
 
 
-def synchronize(device: str) -> None:
-    """Wait for the work that was given to the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(kind: str, modalities: int, batch: int, rounds: int, device: str = "cpu") -> dict[str, float]:
     """Median over rounds of time / time of the plain sum, per variant."""
     torch.manual_seed(0)
     model = Model(kind, modalities).to(device)
     inputs, label = model.batch(batch)
-    ways = variants(model)
-    ratios = {name: [] for name in ways}
-    for round_ in range(rounds + 1):
-        times = {}
-        for name, backward in ways.items():
-            model.zero_grad()
-            synchronize(device)
-            start = time.perf_counter()
-            backward(model, model.losses(inputs, label))
-            synchronize(device)
-            times[name] = time.perf_counter() - start
-        if round_:
-            for name, seconds in times.items():
-                ratios[name].append(seconds / times["plain sum"])
-    return {name: statistics.median(values) for name, values in ratios.items()}
+
+    def step(backward):
+        return lambda: backward(model, model.losses(inputs, label))
+
+    ways = {name: step(backward) for name, backward in variants(model).items()}
+    return ratios(ways, rounds, before=model.zero_grad, device=device)
 
 
 def main() -> None:

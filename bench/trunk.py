@@ -8,8 +8,6 @@ forward and backward, as a ratio to those of the plain sum within the round. No 
 """
 
 import argparse
-import statistics
-import time
 import warnings
 
 import torch
@@ -20,6 +18,7 @@ from torchjd.autojac import backward, jac_to_grad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import balanced_grad as bg
+from bench._interleaved import ratios
 from bench._markdown import markdown
 
 NAMES = ("joint", "image", "text")
@@ -64,21 +63,14 @@ def ways(model):
 
 
 def measure(checkpointed: bool, count: int, rounds: int) -> dict[str, float]:
-    """Median ratio per variant."""
+    """Median over rounds of time / time of the plain sum, per variant."""
     model = build(checkpointed)
-    variants = ways(model)
-    ratios = {name: [] for name in variants}
-    for number in range(rounds + 2):
-        times = {}
-        for name, step in variants.items():
-            model.zero_grad()
-            start = time.perf_counter()
-            step(losses(model, count))
-            times[name] = time.perf_counter() - start
-        if number > 1:
-            for name, taken in times.items():
-                ratios[name].append(taken / times["plain sum"])
-    return {name: statistics.median(values) for name, values in ratios.items()}
+
+    def step(backwards):
+        return lambda: backwards(losses(model, count))
+
+    steps = {name: step(way) for name, way in ways(model).items()}
+    return ratios(steps, rounds, before=model.zero_grad, warm_up=2)
 
 
 def main() -> None:
@@ -90,10 +82,10 @@ def main() -> None:
     rows = {}
     for checkpointed in (False, True):
         for count in (2, 3):
-            ratios = measure(checkpointed, count, options.rounds)
+            found = measure(checkpointed, count, options.rounds)
             kept = "computed anew" if checkpointed else "kept"
-            rows[f"{kept}, {count} losses"] = [f"{ratio:.2f}" for ratio in ratios.values()]
-    print(markdown("activations", ratios, rows))
+            rows[f"{kept}, {count} losses"] = [f"{ratio:.2f}" for ratio in found.values()]
+    print(markdown("activations", found, rows))
 
 
 if __name__ == "__main__":
