@@ -31,6 +31,7 @@ from balanced_grad.capture import (
     eager,
     on_backward,
     select,
+    unit_of,
     weighted,
 )
 from balanced_grad.checks import reads_gramian, refuse, weighting
@@ -109,6 +110,7 @@ class Balancer(nn.Module, ABC):
             what = "include_exclusive=True" if include_exclusive else "level='features'"
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
         check_choice("level", level, Level)
+        check_choice(f"{type(self).__name__}.needs", self.needs, Need)
         if not (self.needs in _CAPTURED or record_gramian):
             refuse(
                 type(self).__name__,
@@ -274,6 +276,8 @@ class Balancer(nn.Module, ABC):
     def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing | None:
         """How this batch's gradients are taken and balanced; None: one backward of the weighted losses."""
         losses.require_graph()
+        if self.needs == "rows":
+            raise TypeError(f"{type(self).__name__} needs rows: derive it from bg.RowFusion, and write fuse()")
         if not (self.needs == "gramian" or self.record_gramian):
             return None
         capture = self._capture(losses, features)
@@ -314,7 +318,7 @@ class Balancer(nn.Module, ABC):
             if weights is None:
                 problem = Problem(*capture.losses())
             # The incoming gradient is loss scale over accumulation divisor: no statistic may depend on it.
-            unit = torch.where(scale == 0, torch.ones_like(scale), scale).double() * capture.batches
+            unit = unit_of(scale).double() * capture.batches
             gramian = capture.gramian(exclusive=self.include_exclusive) / unit.square()
             reach = capture.reach()
             if weights is None:

@@ -7,7 +7,7 @@ from balanced_grad.capture._gradients import gradients
 from balanced_grad.capture._graph import leads_to, looked_through
 from balanced_grad.capture._hidden import refuse_hidden
 from balanced_grad.capture._hook import on_backward, weighted
-from balanced_grad.capture._inner import index, select
+from balanced_grad.capture._inner import index, select, unit_of
 from balanced_grad.capture._losses import JOINT, Losses
 from balanced_grad.capture._parameters import Memory, ParameterCapture
 from balanced_grad.capture._params import ParameterFilter, Params, unsharded_ids
@@ -52,6 +52,7 @@ __all__ = [
     "on_backward",
     "refuse_hidden",
     "select",
+    "unit_of",
     "unsharded_ids",
     "weighted",
 ]

@@ -15,6 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from balanced_grad.capture._gradients import seeds
 from balanced_grad.capture._walk import Walk
 
 if TYPE_CHECKING:
@@ -49,14 +50,12 @@ def batched_gradients(walk: Walk, leaves: Sequence[Tensor], scale: Tensor) -> li
         return None
     places = [(leaf, GradientEdge(node, 0)) for leaf in leaves for node in walk.accumulators.get(leaf, ())]
     edges = [edge for _, edge in places]
-    seeds = [
-        scale.to(loss.dtype) * torch.eye(count, dtype=loss.dtype, device=loss.device)[i]
-        for i, loss in enumerate(walk.tensors)
-    ]
+    dtypes = [loss.dtype for loss in walk.tensors]
     there: list[Tensor] = []
 
-    def pull(*seeds: Tensor) -> tuple[Tensor, ...]:
-        grads = torch.autograd.grad(walk.tensors, edges, seeds, retain_graph=True, allow_unused=True)
+    def pull(weights: Tensor) -> tuple[Tensor, ...]:
+        begin = seeds(dtypes, weights, scale)
+        grads = torch.autograd.grad(walk.tensors, edges, begin, retain_graph=True, allow_unused=True)
         there[:] = [leaf for (leaf, _), grad in zip(places, grads, strict=True) if grad is not None]
         return tuple(grad for grad in grads if grad is not None)
 
@@ -64,7 +63,7 @@ def batched_gradients(walk: Walk, leaves: Sequence[Tensor], scale: Tensor) -> li
         # An operator without a rule for batches, as attention on the CPU, runs once per loss: as it would without this.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         # Dropout in a part that is computed anew is that of the forward pass: the same for all.
-        grads = torch.func.vmap(pull, randomness="same")(*seeds)
+        grads = torch.func.vmap(pull, randomness="same")(torch.eye(count, dtype=scale.dtype, device=scale.device))
     out: list[dict[Tensor, Tensor]] = [{} for _ in walk.names]
     for leaf, stacked in zip(there, grads, strict=True):
         for sent, reached, grad in zip(out, walk.each, stacked.unbind(), strict=True):

@@ -39,3 +39,8 @@ def squared_norm(grads: Sequence[Tensor]) -> Tensor:
 def real_row(tensor: Tensor) -> Tensor:
     """All entries in one real row; complex ones as pairs, so that products are real parts of inner products."""
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def unit_of(scale: Tensor) -> Tensor:
+    """What gradients are divided by, so that no statistic depends on the loss scale; 1 where they are all 0."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)

@@ -18,7 +18,7 @@ from balanced_grad.capture._window import Window, Written
 from balanced_grad.capture._write import accumulate, scaled
 from balanced_grad.kernels import combine, gramian
 
-Rule = Callable[[Tensor, tuple[int, ...]], Tensor]
+Rule = Callable[[Tensor, tuple[int, ...]], Tensor]  # rows and the positions of their losses -> one row
 
 
 @dataclass(frozen=True)
@@ -185,15 +185,18 @@ class ParameterCapture:
                 add_block(total[0], squared_norm(grads), (loss,))
         return total[0] if single else total
 
-    def write(self, weights: Tensor, rule: Rule | None = None) -> None:
+    def write(self, weights: Tensor) -> None:
         """Accumulate the weighted sum of the captured gradients into ``.grad``, and forget them.
 
-        Args:
-            weights: ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
-            rule: from the rows ``(R, D)`` of a problem, and the positions of their losses, to what takes the place of
-                their weighted sum.
+        ``weights`` is ``(K,)``, or ``(S, K)`` for a partition; there, what no problem covers is summed plainly.
         """
-        fused = self._fuse(weights, rule)
+        self._put(self._fuse(weights), weights)
+
+    def write_by(self, rule: Rule, weights: Tensor) -> None:
+        """The same, but for what ``rule`` makes of the rows ``(R, D)`` of a problem in place of their weighted sum."""
+        self._put(self._fuse(weights, rule), weights)
+
+    def _put(self, fused: Written, weights: Tensor) -> None:
         if self._memory.window is not None:
             self._memory.window.write((self._plan, self._rows), fused)
         else:
@@ -211,16 +214,16 @@ class ParameterCapture:
             accumulate(part.parameters, scaled(part.grads, weight.to(part.grads[0].device)))
         self._beside = []
 
-    def _fuse(self, weights: Tensor, rule: Rule | None) -> Written:
+    def _fuse(self, weights: Tensor, rule: Rule | None = None) -> Written:
         plain = weights.new_ones(weights.shape[-1]) if weights.dim() > 1 else weights
         out = {rows: rows.output() for rows in self._rows}
         for rows, stretches in self._stretches.items():
             if rule is not None and rows.group.shared:
                 for stretch in stretches:
                     columns = rows.columns(stretch.columns)
-                    inside = rows.flat[:, columns]
+                    inside, losses = rows.flat[:, columns], rows.group.losses
                     apart = stretch.problem is None
-                    out[rows][columns] = _sum(inside, plain, rows) if apart else rule(inside, rows.group.losses)
+                    out[rows][columns] = combine(inside, select(plain, losses)) if apart else rule(inside, losses)
                 continue
             problems = [None if weights.dim() == 1 else stretch.problem for stretch in stretches]
             of_stretch = [
@@ -247,10 +250,6 @@ def exclusive(loss: int, leaves: Sequence[Tensor], grads: Sequence[Tensor | None
     """Those that there are."""
     there = [(leaf, grad) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
     return [_Exclusive(loss, [leaf for leaf, _ in there], [grad for _, grad in there])] if there else []
-
-
-def _sum(values: Tensor, weights: Tensor, rows: Rows) -> Tensor:
-    return (values * select(weights, rows.group.losses).to(values).unsqueeze(1)).sum(0)
 
 
 def _bounds(stretches: list[Stretch]) -> list[int]:

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from balanced_grad.capture._losses import Losses
-from balanced_grad.capture._parameters import Memory, ParameterCapture, Rule, exclusive
+from balanced_grad.capture._parameters import Memory, ParameterCapture, exclusive
 from balanced_grad.capture._params import ParameterFilter, is_dtensor, unsharded_ids
 from balanced_grad.capture._partition import Partition
 from balanced_grad.capture._plan import Group, Plan
 from balanced_grad.capture._processes import Processes
+from balanced_grad.capture._window import Written
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -108,9 +109,8 @@ class ShardedCapture(ParameterCapture):
                 distributed.all_reduce(total, group=mesh.get_group(dimension))
         return total
 
-    def write(self, weights: Tensor, rule: Rule | None = None) -> None:
-        """Accumulate the weighted sum into the shards of ``.grad``; a rule sees the part of this process."""
-        for locals_, grads in self._fuse(weights, rule):
+    def _put(self, fused: Written, weights: Tensor) -> None:
+        for locals_, grads in fused:
             for local, grad in zip(locals_, grads, strict=True):
                 _accumulate(self._whole[local], grad)
         self._write_beside(weights, processes=1)

@@ -66,6 +66,7 @@ class Block:
                 _check_linear(path, layer, held[name])
                 watch(layer)
         self.linear = linear
+        self.by_index = by_index
         self._places = [(name, named[name], path, layer) for name, found in chosen.items() for path, layer in found]
         self.sites = (
             _sites_by_index(chosen)

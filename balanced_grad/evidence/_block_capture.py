@@ -48,8 +48,7 @@ class BlockCapture:
         grouped = (
             distributed.is_available() and distributed.is_initialized()
         )  # also of one, whose wrapper waits as well
-        by_index = any(site.by_index for site in block.sites)  # heads of their own: for one process only
-        self._beside_wrapper = grouped and not by_index and not looked_through()
+        self._beside_wrapper = grouped and not block.by_index and not looked_through()
         if not self._beside_wrapper:
             self._delivery = Delivery(walk, outside, shown=met)
         else:
@@ -79,7 +78,7 @@ class BlockCapture:
         if count == 1:
             return self._take(scale)
         with self._processes.together():
-            if any(site.by_index for site in self._block.sites):
+            if self._block.by_index:
                 raise RuntimeError("by_index=True is for one process: heads of different losses are not averaged")
             found = self._take(scale / count)
         self._names, self._values = self._processes.of_all(self._losses.names, self._values)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import Balancing, Losses, Params
+from balanced_grad.capture import Balancing, Losses, Params, unit_of
 from balanced_grad.evidence._block import Block, Layers, Modules
 from balanced_grad.evidence._block_capture import BlockCapture
 from balanced_grad.evidence._estimators import SampleVariance, Variance
@@ -163,7 +163,7 @@ class BOGC(Stateful, Balancer):
         return Weighting(torch.ones_like(problem.losses))
 
     def _check_names(self, names: tuple[str, ...]) -> None:
-        if self.block.sites[0].by_index:
+        if self.block.by_index:
             refuse_unknown(names, self.block.sites[0].heads, "head", "heads")
 
     def accumulate_rows(self, on: bool) -> None:
@@ -182,7 +182,7 @@ class BOGC(Stateful, Balancer):
     def _fuse(self, capture: BlockCapture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:
         """What ``backward()`` does: gradients and variances at the block, evidence, ``.grad``."""
         with torch.autocast(scale.device.type, enabled=False):
-            unscale = torch.where(scale == 0, torch.ones_like(scale), scale).float()
+            unscale = unit_of(scale).float()
             generator = self._own_generator(scale.device)
             histories = dict(zip(self.block.sites, self._histories, strict=True))
             found = capture.run(scale)

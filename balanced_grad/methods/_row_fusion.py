@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.balancer import Balancer
-from balanced_grad.capture import Balancing, Groups, Losses, ParameterCapture, Params, select
+from balanced_grad.capture import Balancing, Groups, Losses, ParameterCapture, Params, select, unit_of
 from balanced_grad.checks import vector
 from balanced_grad.records import Problem, Step, Weighting
 
@@ -77,7 +77,7 @@ class RowFusion(Balancer):
         with torch.autocast(scale.device.type, enabled=False):
             capture.run(scale)
             problem = Problem(*capture.losses())
-            unit = torch.where(scale == 0, torch.ones_like(scale), scale) * capture.batches
+            unit = unit_of(scale) * capture.batches
             factors = self._factors_of(problem)
             plain = torch.ones_like(problem.losses) if factors is None else factors
 
@@ -90,5 +90,5 @@ class RowFusion(Balancer):
                 fused = vector(fused, (rows.shape[1],), wide, f"{type(self).__name__}.fuse()", self.notices)
                 return (fused * unit.to(fused)).to(rows.dtype)
 
-            capture.write(plain, rule)
+            capture.write_by(rule, plain)
         self.last = Step(problem.names, problem.losses, problems=capture.problems, factors=self.factors)

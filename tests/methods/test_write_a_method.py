@@ -150,3 +150,19 @@ class TestTheSpellingOfTheFirstRelease:
                 return bg.Weighting(torch.ones_like(problem.losses))
 
         assert Fixed().needs == bg.Uniform().needs == "nothing"
+
+
+def test_needs_that_nothing_answers():
+    class Misspelt(CosineGate):
+        needs = "gram"
+
+    class Rows(bg.Balancer):
+        needs = "rows"
+
+        def weigh(self, problem):
+            return bg.Weighting(torch.ones_like(problem.losses))
+
+    with pytest.raises(ValueError, match=r"Misspelt.needs='gram': choose one of .*'gramian'"):
+        Misspelt()
+    with pytest.raises(TypeError, match=r"Rows needs rows: derive it from bg.RowFusion, and write fuse\(\)"):
+        Rows()(LateFusion().losses(*make_batch()))
