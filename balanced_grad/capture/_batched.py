@@ -84,17 +84,14 @@ def _pays(walk: Walk) -> bool:
 
 def _mostly_dropped(nodes: Iterable["Node"]) -> bool:
     """Whether activation checkpointing has dropped most of what these nodes saved."""
-    saving = dropped = 0
-    for node in nodes:
-        names = _saved(type(node))
-        saving += bool(names)
-        dropped += any(_dropped(getattr(node, name)) for name in names)
-    return 2 * dropped > saving
+    saved = [getattr(node, name) for node in nodes if (name := _saved(type(node)))]
+    return 2 * sum(map(_dropped, saved)) > len(saved)
 
 
 @cache
-def _saved(kind: type["Node"]) -> list[str]:
-    return [name for name in dir(kind) if name.startswith("_raw_saved_")]
+def _saved(kind: type["Node"]) -> str | None:
+    """One of the tensors that such a node saves: all of them share one fate."""
+    return next((name for name in dir(kind) if name.startswith("_raw_saved_")), None)
 
 
 def _dropped(saved: Any) -> bool:
