@@ -52,4 +52,4 @@ def pinned(session: nox.Session) -> None:
     """The pinned versions on the newest Python, trainers and all."""
     session.install("-c", "constraints.txt", "torch")
     session.install("-c", "constraints.txt", ".[dev]")
-    _run(session, "the build tools")
+    _run(session)

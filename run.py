@@ -5,7 +5,7 @@ python3 run.py test      lint, types, tests (doctests and the examples of README
 python3 run.py docs      build the documentation into site/
 python3 run.py bench     subroutine-time benchmarks
 python3 run.py coverage  lines and branches that the tests reach, in one process
-python3 run.py matrix    the tests on the lowest and the newest versions: gigabytes, and most of an hour
+python3 run.py matrix    the tests on the lowest and the newest versions: gigabytes, and hours
 
 Further arguments go to the task: ``python3 run.py demo --seeds 5``, ``python3 run.py test tests/test_balancer.py``.
 """
@@ -92,13 +92,7 @@ def matrix(*extra: str) -> None:
 
 
 TASKS = {"demo": demo, "test": test, "docs": docs, "bench": bench, "coverage": coverage, "matrix": matrix}
-# Of the other tasks it is dev, which has demo, bench and docs in it.
-EXTRAS = {
-    "demo": "demo",
-    "bench": "bench",
-    "docs": "docs",
-    "matrix": "matrix",
-}
+WITH_EXTRA = ("demo", "bench", "docs", "matrix")  # tasks with an extra of that name; dev, for the others, has all four
 
 
 def main() -> None:
@@ -110,7 +104,7 @@ def main() -> None:
         sys.exit(
             f"balanced_grad needs Python 3.11 or newer; this is {sys.version.split()[0]} ({shutil.which('python3')})"
         )
-    set_up(EXTRAS.get(task, "dev"))
+    set_up(task if task in WITH_EXTRA else "dev")
     TASKS[task](*extra)
 
 

@@ -44,10 +44,8 @@ class BlockCapture:
         self._refuse(met, reach)
         self.left_out = params.left_out(walk.reach, walk.names)
         outside = [leaf for leaf in (*reach, *bystanders) if leaf not in inside]
-        # A wrapper that waits for every parameter's gradient gets it first, and the block then its own.
-        grouped = (
-            distributed.is_available() and distributed.is_initialized()
-        )  # also of one, whose wrapper waits as well
+        # A wrapper, of one process too, waits for every parameter's gradient: it gets it first, the block then its own.
+        grouped = distributed.is_available() and distributed.is_initialized()
         self._beside_wrapper = grouped and not block.by_index and not looked_through()
         if not self._beside_wrapper:
             self._delivery = Delivery(walk, outside, shown=met)
