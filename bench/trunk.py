@@ -49,7 +49,8 @@ def losses(model, count: int):
 
 def ways(model):
     parameters = [p for p in model.parameters() if p.requires_grad]
-    balancer = bg.MinNorm()
+    balancer, apart = bg.MinNorm(), bg.MinNorm()
+    apart._memory.unbatchable = True
 
     def peer(values):
         backward(list(values.values()), inputs=parameters)
@@ -58,6 +59,7 @@ def ways(model):
     return {
         "plain sum": lambda values: sum(values.values()).backward(),
         "MinNorm": lambda values: balancer(values).backward(),
+        "MinNorm, a backward per loss": lambda values: apart(values).backward(),
         "torchjd backward + MGDA": peer,
     }
 
