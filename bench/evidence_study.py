@@ -53,17 +53,15 @@ METHODS = [
     bogc("sample, kappa 0.1", kappa=0.1, unit="site"),
     bogc("sample, kappa 10", kappa=10.0, unit="site"),
     bogc("sample, cap 2", cap=2.0, unit="site"),
-    bogc("sample, conservative", conservative=True, unit="site"),
     bogc("sample, relative", precision="relative", unit="site"),
     bogc("steps, relative", StepVariance(), precision="relative", unit="site"),
     bogc("sample, per source"),
-    bogc("sample, scaled encoders", scale_encoders=True, unit="site"),
     bogc("steps, whole encoders", StepVariance(), layers="all", unit="site"),
     bogc("steps, whole encoders, relative", StepVariance(), layers="all", precision="relative", unit="site"),
     bogc("steps, whole encoders, per source", StepVariance(), layers="all"),
     bogc("sample, per source, kappa 10", kappa=10.0),
-    heads("heads by index, sample", SampleVariance(), reduction="mean", unit="site"),
-    heads("heads by index, softmax Laplace", Laplace("softmax", num_data=1200), reduction="mean", unit="site"),
+    heads("heads by index, sample", SampleVariance(), unit="site"),
+    heads("heads by index, softmax Laplace", Laplace("softmax", num_data=1200), unit="site"),
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from balanced_grad.evidence import fuse_gradients
-from balanced_grad.kernels import combine, evidential_fuse, evidential_step, gramian, moments_update
+from balanced_grad.kernels import combine, evidential_fuse, gramian, moments_update
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLEMENTATIONS = ("reference", "compiled", "triton") if DEVICE == "cuda" else ("reference", "compiled")
@@ -85,6 +85,12 @@ def dots_per_tensor(c):
     return [torch.stack([torch.dot(a, b) for a, b in zip(one, two, strict=True)]) for one in c.split for two in c.split]
 
 
+def both(c, implementation):
+    """One step of evidence over steps: the two passes, one after the other."""
+    moments_update(*c.state(), ok=c.ok, implementation=implementation)
+    return evidential_fuse(c.rows, c.variance, c.reference, out=c.out, implementation=implementation)
+
+
 # pass -> (streams of D numbers at least, ours, what one would otherwise write)
 PASSES = {
     "gramian": (
@@ -108,9 +114,9 @@ PASSES = {
         lambda c, i: evidential_fuse(c.rows, c.variance, c.reference, out=c.out, implementation=i),
         {"fuse_gradients": lambda c: fuse_gradients(c.rows, c.variance, reference=c.reference)},
     ),
-    "step": (
-        lambda m: 5 * m + 1,
-        lambda c, i: evidential_step(*c.state(), c.reference, ok=c.ok, out=c.out, implementation=i),
+    "moments, fuse": (
+        lambda m: 7 * m + 1,
+        both,
         {"eager": eager, "foreach": foreach},
     ),
 }

@@ -10,7 +10,6 @@ from balanced_grad.capture import Balancing, Losses, Params, unit_of
 from balanced_grad.evidence._block import Block, Layers, Modules
 from balanced_grad.evidence._block_capture import BlockCapture
 from balanced_grad.evidence._estimators import SampleVariance, Variance
-from balanced_grad.evidence._fuse import Frame, Reduction
 from balanced_grad.evidence._history import History
 from balanced_grad.evidence._laplace import Laplace
 from balanced_grad.evidence._site_fusion import FusedSite, Joint, Precision, SiteFusion, Unit
@@ -49,12 +48,10 @@ class BOGC(Stateful, Balancer):
             is certain counts, not how certain it is overall; or the whole ``"site"``, all its sources too, under
             which a loss that is already fitted silences the others (measured, see the page on evidence). That, with
             equal heads by index, is the nearest reading of the source: ``BOGC.published``.
-        frame, reduction, conservative: see ``evidence.fuse_gradients``.
         joint: the fusion loss's gradient in the block: ``"source"``, like any other; ``"add"``, unweighted, beside the
             fused ones. ``"auto"`` (default): added where two or more modalities meet, a source elsewhere.
         by_index: ``block`` maps losses to heads of equal shape; entry by entry, their gradients are fused as if they
             were one shared head, and every head receives the result.
-        scale_encoders: outside the block, multiply the gradient of each loss by ``M`` times its mean weight in it.
         decay: of the average of the variances over steps, bias corrected; ``StepVariance`` has its own. Default 0.9
             (ours).
         seed: of the generator for Monte-Carlo draws, which is the balancer's own.
@@ -99,12 +96,8 @@ class BOGC(Stateful, Balancer):
         cap: float = 1e4,
         precision: Precision = "absolute",
         unit: Unit = "source",
-        frame: Frame = "modality",
-        reduction: Reduction = "sum",
-        conservative: bool = False,
         joint: Joint = "auto",
         by_index: bool = False,
-        scale_encoders: bool = False,
         decay: float = 0.9,
         seed: int = 0,
         params: Params | None = None,
@@ -115,9 +108,8 @@ class BOGC(Stateful, Balancer):
             raise TypeError(
                 f"variance={variance!r}: give one of balanced_grad.evidence, such as Laplace(num_data=1000)"
             )
-        self.fusion = SiteFusion(variance, kappa, cap, precision, unit, frame, reduction, conservative, joint, decay)
+        self.fusion = SiteFusion(variance, kappa, cap, precision, unit, joint, decay)
         self.block = Block(block, layers, linear=variance.linear, by_index=by_index)
-        self.scale_encoders = scale_encoders
         self.seed = seed
         self._histories = [History() for _ in self.block.sites]
         self._generator: torch.Generator | None = None
@@ -198,7 +190,7 @@ class BOGC(Stateful, Balancer):
                 for rows, known, own in zip(found, seen, scales, strict=True)
             ]
             trust = _trust(fused, problem)
-            outside = trust.weights if self.scale_encoders else torch.ones_like(trust.weights)
+            outside = torch.ones_like(trust.weights)
             if factors is not None:
                 outside = outside * factors
                 trust = trust._replace(weights=trust.weights * factors)
@@ -237,7 +229,7 @@ class BOGC(Stateful, Balancer):
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""
-        return {"block": self.block, "fusion": self.fusion, "scale_encoders": self.scale_encoders} | super().settings()
+        return {"block": self.block, "fusion": self.fusion} | super().settings()
 
 
 def _trust(sites: list[FusedSite], problem: Problem) -> Trust:

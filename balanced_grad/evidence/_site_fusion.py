@@ -10,10 +10,9 @@ from balanced_grad.checks import described, vector
 from balanced_grad.choices import check_choice
 from balanced_grad.evidence._block_exchange import SiteRows
 from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, StepVariance, Variance
-from balanced_grad.evidence._fuse import Frame, Reduction, fuse_gradients
 from balanced_grad.evidence._history import History, in_units, keep_in_units, sample, typical_variance
 from balanced_grad.evidence._linear import wide
-from balanced_grad.evidence._opinions import Opinion, modality_opinion
+from balanced_grad.evidence._opinions import modality_opinion
 from balanced_grad.evidence._precision import precision_evidence
 from balanced_grad.kernels import evidential_fuse, moments_update
 from balanced_grad.records import LinearCall
@@ -73,9 +72,6 @@ class SiteFusion:
     cap: float
     precision: Precision
     unit: Unit
-    frame: Frame
-    reduction: Reduction
-    conservative: bool
     joint: Joint
     decay: float
 
@@ -84,9 +80,8 @@ class SiteFusion:
             check_choice(name, getattr(self, name), allowed)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay!r}: give a number in [0, 1)")
-        self._opinion(
-            torch.zeros(1, 1, device="cpu"), torch.zeros(1, 1, device="cpu")
-        )  # refuses other values out of range
+        one = torch.ones(1, 1, device="cpu")
+        precision_evidence(one, self.kappa, cap=self.cap)  # refuses other values out of range
 
     @property
     def _over_steps(self) -> StepVariance | None:
@@ -143,11 +138,10 @@ class SiteFusion:
         variance = in_units(known) if self.variance.linear else known["variance"]
         if self.precision == "relative":
             variance = variance / known["mean"] / known["mean"]
-        typical = typical_variance(variance, per_source=self.unit == "source")
-        variance = _relative(variance, typical).to(rows.dtype)
-        fused = self._fused(seen._replace(rows=damped), variance, variance.new_ones(()))
-        fused.row.add_(zeros.sum())  # a loss scaler must see it
-        return fused._replace(row=_plus(fused.row, plain))
+        reference = typical_variance(variance, per_source=self.unit == "source").double().reciprocal()
+        row = evidential_fuse(damped, variance, reference.view(-1).squeeze(), kappa=self.kappa, cap=self.cap)
+        row.add_(zeros.sum())  # a loss scaler must see it
+        return self._reported(_plus(row, plain), seen.losses, variance, reference)
 
     def _update(self, seen: Observed, scale: Tensor, finite: Tensor) -> None:
         """Take this step into the statistics, in the rows that are ``finite (R,)``."""
@@ -172,34 +166,15 @@ class SiteFusion:
             rate = finite * (1 - self.decay) / known["steps"].clamp_min(1e-30)
             known["mean"] += rate[:, None] * (torch.nan_to_num(rows / scale, 0.0, 0.0, 0.0) - known["mean"])
 
-    def _fused(self, seen: Observed, variance: Tensor, reference: Tensor) -> FusedSite:
-        rows, count = seen.rows, len(variance)
-        if self.frame == "modality" and not self.conservative:
-            row = evidential_fuse(rows, variance, reference, kappa=self.kappa, cap=self.cap).row
-            row = row / count if self.reduction == "mean" else row
-            some = sample(variance)  # a report needs no more, and costs more than the pass itself
-            opinion = modality_opinion(precision_evidence(some, self.kappa, reference=reference, cap=self.cap))
-        else:
-            row, opinion = self._opinion(rows, variance * reference)
-        used = opinion.belief if self.conservative else opinion.weights
-        weights = used.mean(1) * count if self.reduction == "sum" else used.mean(1)
+    def _reported(self, row: Tensor, losses: list[int], variance: Tensor, reference: Tensor) -> FusedSite:
+        """The row with its report, of a sample: a report of all dimensions would cost more than the pass itself."""
+        some = sample(variance).double() * reference
+        evidence = precision_evidence(some, self.kappa, reference=some.new_ones(()), cap=self.cap)
+        opinion = modality_opinion(evidence)
         most = opinion.weights >= opinion.weights.amax(0)
         leading = (most & (most.sum(0) == 1)).float().mean(1)
-        report = torch.stack([opinion.belief.mean(1), leading, weights])
-        return FusedSite(row, seen.losses, report, opinion.uncertainty.mean())
-
-    def _opinion(self, rows: Tensor, variance: Tensor) -> tuple[Tensor, Opinion]:
-        """By the pure function, for the frames and options that the kernel does not have."""
-        return fuse_gradients(
-            rows,
-            variance,
-            kappa=self.kappa,
-            cap=self.cap,
-            reference=variance.new_ones(()),
-            frame=self.frame,
-            reduction=self.reduction,
-            conservative=self.conservative,
-        )
+        report = torch.stack([opinion.belief.mean(1), leading, opinion.weights.mean(1) * len(variance)])
+        return FusedSite(row, losses, report, opinion.uncertainty.mean())
 
     def _roles(self, site: SiteRows, names: Sequence[str]) -> tuple[list[int], list[int]]:
         """Positions of the rows that are sources, and of those that are added as they are."""
@@ -226,12 +201,6 @@ def _checked(moments: object, gradients: Tensor, variance: Variance) -> Moments:
     if isinstance(moments.variance, Tensor) and moments.variance.dtype is torch.float64:
         like = gradients.new_empty(0, dtype=torch.float64)  # a variance has twice the range of its gradient
     return Moments(mean, vector(moments.variance, shape, like, who), moments.state)
-
-
-def _relative(variance: Tensor, typical: Tensor) -> Tensor:
-    """In units of the typical one; what is positive stays so, and 0 is what is not known."""
-    ratio = variance / typical
-    return torch.where(variance > 0, ratio.clamp(1e-30, 1e30), ratio)
 
 
 def _plus(row: Tensor, plain: Tensor) -> Tensor:

@@ -2,16 +2,14 @@
 
 from balanced_grad.kernels._combine import combine
 from balanced_grad.kernels._dispatch import Implementation
-from balanced_grad.kernels._fuse import Fused, evidential_fuse, evidential_step
+from balanced_grad.kernels._fuse import evidential_fuse
 from balanced_grad.kernels._gramian import gramian
 from balanced_grad.kernels._moments import moments_update
 
 __all__ = [
-    "Fused",
     "Implementation",
     "combine",
     "evidential_fuse",
-    "evidential_step",
     "gramian",
     "moments_update",
 ]

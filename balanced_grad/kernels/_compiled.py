@@ -7,10 +7,11 @@ import torch
 
 
 @cache
-def compiled(function: FunctionType, *kind: Hashable) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *kind: Hashable) -> Callable[..., Any]:
     """``torch.compile`` of a pass, once per kind of input (number of rows, dtypes, options) and for any length.
 
     A kind has a code object of its own: torch allows each only so many compilations, and then silently runs it eagerly.
     """
+    assert isinstance(function, FunctionType)
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     return torch.compile(own, dynamic=True)

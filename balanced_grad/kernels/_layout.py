@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 16  # columns of one row per step on the CPU: what a step reads again is still in the cache
+MOST = 1e30  # evidence: sums and products of it stay in float32's range
+LEAST = 1e-37  # floor on a variance, in units of the typical one
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

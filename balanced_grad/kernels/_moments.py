@@ -1,9 +1,9 @@
 import torch
 from torch import Tensor
 
-from balanced_grad.kernels._dispatch import Implementation
+from balanced_grad.kernels._dispatch import Implementation, choose, plain
 from balanced_grad.kernels._layout import check_rows
-from balanced_grad.kernels._pass import run
+from balanced_grad.kernels._pass import Rows, by_columns, finite
 
 
 def moments_update(
@@ -59,20 +59,44 @@ def moments_update(
         (tensor([[2.3333, 4.0000]]), tensor([[0.8889, 0.0000]]), tensor([0.7500]))
     """
     check_rows(rows)
-    rate, after = rates(rows, mean, variance, weight, beta, new_variance, ok)
-    run(
-        rows,
-        variance,
-        mean=mean,
-        rate=rate,
-        new_variance=new_variance,
-        scale=scale,
-        implementation=implementation,
-    )
+    rate, after = _rates(rows, mean, variance, weight, beta, new_variance, ok)
+    chosen = choose(implementation, rows)
+    with plain(rows):
+        if chosen == "triton":
+            from balanced_grad.kernels import _triton
+
+            _triton.moments(_triton.Streams(rows, mean, variance, new_variance, rate, scale))
+        else:
+            unscale = None if scale is None else scale.to(variance.dtype).reciprocal()
+            rates = list(rate.to(variance.dtype).unbind(0))
+            by_columns(_update, chosen, (rows, mean, variance, new_variance), rates, unscale)
     weight.detach().copy_(after)
 
 
-def rates(
+def _update(
+    rows: Rows, means: Rows | None, variances: Rows, given: Rows | None, rates: Rows, unscale: Tensor | None
+) -> None:
+    for i, (row, variance, rate) in enumerate(zip(rows, variances, rates, strict=True)):
+        if given is None:
+            _deviate(row, None if means is None else means[i], variance, rate, unscale)
+        else:  # what is not finite leaves the old value: a change of 0
+            variance.addcmul_(finite(given[i].to(variance.dtype) - variance), rate)
+
+
+def _deviate(row: Tensor, mean: Tensor | None, variance: Tensor, rate: Tensor, unscale: Tensor | None) -> None:
+    deviation = row.to(variance.dtype)  # first: a 0-dimensional factor would not widen it
+    deviation = deviation if unscale is None else deviation * unscale
+    own = mean is not None or deviation is not row
+    deviation = finite(deviation if mean is None else deviation - mean, own=own)
+    most = torch.finfo(variance.dtype).max ** 0.5 / 2  # a square beyond would stay for ever
+    deviation = deviation.clamp_(-most, most) if own else deviation.clamp(-most, most)
+    if mean is not None:
+        mean.addcmul_(deviation, rate)
+    deviation.mul_((rate if mean is None else rate * (1 - rate)).sqrt())
+    variance.mul_(1 - rate).addcmul_(deviation, deviation)
+
+
+def _rates(
     rows: Tensor,
     mean: Tensor | None,
     variance: Tensor,

@@ -32,8 +32,6 @@ class TestRefusals:
         "options",
         [
             {"layers": "first"},
-            {"frame": "x"},
-            {"reduction": "x"},
             {"precision": "x"},
             {"unit": "x"},
             {"joint": "x"},

@@ -20,7 +20,7 @@ METHODS = {
     "Gramian": lambda model: bg.Gramian(lambda gramian: gramian.diagonal().rsqrt()),
     "BOGC, head": lambda model: bg.BOGC(model.trunk),
     "BOGC, encoders": lambda model: bg.BOGC(model.encoders),
-    "BOGC, scaled": lambda model: bg.BOGC(model.trunk, scale_encoders=True, joint="add"),
+    "BOGC, added": lambda model: bg.BOGC(model.trunk, joint="add"),
     "OGM": lambda model: bg.OGM(model.encoders, noise=0.0),
     "MLB": lambda model: bg.MLB(model.encoders),
     "DGL": lambda model: bg.DGL(model.encoders),

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from balanced_grad.kernels._triton import _combine, _evidential, _gramian
+from balanced_grad.kernels._triton import _combine, _fuse, _gramian, _moments
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of triton's own compiler, on Python 3.13
 
@@ -23,7 +23,7 @@ def assembled(kernel, count, absent=(), **options):
     """The intermediate representation and PTX for sm_90, four-byte rows, everything aligned."""
     kind = {"table": "*i64", "sums": "*fp64", "out": "*fp64" if kernel is _gramian._kernel else "*fp32"}
     constants = {"M": count, "PADDED": 1 << (count - 1).bit_length(), "BLOCK": BLOCK, "VECTOR": 4}
-    constants |= {"WIDE": tl.float32, **options, **dict.fromkeys(absent)}
+    constants |= {**options, **dict.fromkeys(absent)}
     signature, aligned = {}, {}
     for position, name in enumerate(kernel.signature.parameters):
         if name in constants:
@@ -41,13 +41,10 @@ def assembled(kernel, count, absent=(), **options):
 
 
 KERNELS = {
-    "gramian": (_gramian._kernel, {}),
-    "combine": (_combine._kernel, {"STRIDED": False}),
-    "step": (_evidential._kernel, {"absent": ("new",), "STATE": tl.float32, "STRIDED": False}),
-    "fuse": (
-        _evidential._kernel,
-        {"absent": ("mean", "new", "rate", "scale", "present", "sums"), "STATE": tl.float32, "STRIDED": False},
-    ),
+    "gramian": (_gramian._kernel, {"WIDE": tl.float32}),
+    "combine": (_combine._kernel, {"WIDE": tl.float32, "STRIDED": False}),
+    "moments": (_moments._kernel, {"absent": ("new",), "STATE": tl.float32}),
+    "fuse": (_fuse._kernel, {"WIDE": tl.float32, "STATE": tl.float32, "STRIDED": False}),
 }
 
 

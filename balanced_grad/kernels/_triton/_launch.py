@@ -1,3 +1,5 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# ruff: noqa: ANN001, ANN202
 """What all launches share: alignment, block sizes, and the choice among them."""
 
 import os
@@ -18,6 +20,12 @@ class Config(NamedTuple):
 
     block: int
     warps: int
+
+
+@triton.jit
+def finite(x):
+    """Where ``x`` is finite."""
+    return tl.abs(x) < float("inf")
 
 
 _chosen: dict[Hashable, Config] = {}
