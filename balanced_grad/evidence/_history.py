@@ -8,7 +8,6 @@ from torch import Tensor
 from balanced_grad.caching import cached
 
 _REPORTED, _SAMPLE = 1 << 12, 1 << 15  # columns of which a report is made, and a typical variance taken
-_PLAIN = 60  # binary exponents of variances that are kept as they are
 
 
 class History:
@@ -18,18 +17,16 @@ class History:
         self.names: list[str] = []
         self.tensors: dict[str, Tensor] = {}
 
-    def rows(self, names: Sequence[str], keys: Sequence[str], like: Tensor) -> dict[str, Tensor]:
-        """The statistics of these losses: ``keys`` as ``like (R, D)``, ``"weight" (R,)``, and what else is kept.
+    def rows(self, names: Sequence[str], like: Tensor, **dtypes: torch.dtype) -> dict[str, Tensor]:
+        """The statistics of these losses: those with a dtype ``(R, D)``, ``"weight" (R,)``, and what else is kept.
 
         Zeros for a new loss. The tensors themselves where they cover these losses in this order, to be changed in
         place; copies otherwise, to be ``put`` back.
         """
-        kept = {
-            key: tensor.to(like.device, like.dtype if key in keys else None) for key, tensor in self.tensors.items()
-        }
-        for key in keys:
+        kept = {key: tensor.to(like.device, dtypes.get(key)) for key, tensor in self.tensors.items()}
+        for key, dtype in dtypes.items():
             if key not in kept:
-                kept[key] = like.new_zeros(len(self.names), *like.shape[1:])
+                kept[key] = like.new_zeros(len(self.names), *like.shape[1:], dtype=dtype)
         kept.setdefault("weight", like.new_zeros(len(self.names)))
         if list(names) == self.names:
             self.tensors = kept
@@ -71,20 +68,8 @@ class History:
         """Take over what ``state`` gave."""
         self.names = list(state["names"])
         self.tensors = {key: tensor.clone() for key, tensor in state["tensors"].items()}
-
-
-def in_units(known: Mapping[str, Tensor]) -> Tensor:
-    """The averaged variances ``(R, D)`` in float64: kept are those over a power of two for each row."""
-    exponent = known.get("exponent", torch.zeros_like(known["weight"])[:, None])
-    return known["variance"].double() * exponent.double().exp2()
-
-
-def keep_in_units(known: dict[str, Tensor], variance: Tensor) -> None:
-    """Put ``variance`` back: a row that float32 could lose is kept in units of its typical variance."""
-    exponent = torch.frexp(typical_variance(variance, per_source=True, most=_REPORTED))[1].double()
-    exponent = torch.where(exponent.abs() > _PLAIN, exponent, torch.zeros_like(exponent))
-    known["exponent"] = exponent.to(known["weight"].dtype)
-    known["variance"] = (variance * (-exponent).exp2()).to(known["variance"].dtype)
+        if (exponent := self.tensors.pop("exponent", None)) is not None:  # until 0.2: float32 over powers of two
+            self.tensors["variance"] = self.tensors["variance"].double() * exponent.double().exp2()
 
 
 def sample(rows: Tensor, most: int = _REPORTED) -> Tensor:
@@ -100,14 +85,14 @@ def _columns(size: int, count: int, device: torch.device) -> Tensor:
     return (points * size).long().sort().values.to(device)
 
 
-def typical_variance(variance: Tensor, *, per_source: bool = False, most: int = _SAMPLE) -> Tensor:
+def typical_variance(variance: Tensor, *, per_source: bool = False) -> Tensor:
     """Median of the positive finite variances, ``()`` over all sources or ``(R, 1)`` of each; 1 where there is none.
 
     Of at most 32768 columns, evenly spread: a full median costs more than all the rest of the pass. Where variances
-    spread over a factor of 3 (one standard deviation of their logarithm), its sampling error is about 1 %, which moves
-    a weight by at most 0.005.
+    spread over a factor of 3 (one standard deviation of their logarithm), its sampling error is about 1 %, which
+    moves a weight by at most 0.005.
     """
-    some = sample(variance, most)
+    some = sample(variance, _SAMPLE)
     hidden = torch.where(some.isfinite() & (some > 0), some, torch.full_like(some, torch.nan))
     median = hidden.nanmedian(1, keepdim=True).values if per_source else hidden.flatten().nanmedian()
     return torch.where(median.isnan(), torch.ones_like(median), median)

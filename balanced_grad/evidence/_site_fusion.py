@@ -10,7 +10,7 @@ from balanced_grad.checks import described, vector
 from balanced_grad.choices import check_choice
 from balanced_grad.evidence._block_exchange import SiteRows
 from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, StepVariance, Variance
-from balanced_grad.evidence._history import History, in_units, keep_in_units, sample, typical_variance
+from balanced_grad.evidence._history import History, sample, typical_variance
 from balanced_grad.evidence._linear import wide
 from balanced_grad.evidence._opinions import modality_opinion
 from balanced_grad.evidence._precision import precision_evidence
@@ -112,8 +112,11 @@ class SiteFusion:
         present = [names[loss] for loss in losses]
         if len(sources) < 2:
             return Observed([], losses, beside, present, rows, plain, {}, None)
-        averages = ("variance", "mean") if self._over_steps or self.precision == "relative" else ("variance",)
-        known = history.rows(present, averages, rows)
+        # The variances of small gradients are beyond float32, and those over steps are made in a pass of its own dtype.
+        dtypes = {"variance": torch.float64 if self.variance.linear else rows.dtype}
+        if self._over_steps or self.precision == "relative":
+            dtypes["mean"] = rows.dtype
+        known = history.rows(present, rows, **dtypes)
         if self._over_steps:
             return Observed(losses, losses, beside, present, rows, plain, known, None)
         gradients = rows / scale
@@ -135,7 +138,7 @@ class SiteFusion:
         if learning:
             self._update(seen, scale, zeros == 0)
             history.put(seen.names, known)
-        variance = in_units(known) if self.variance.linear else known["variance"]
+        variance = known["variance"]
         if self.precision == "relative":
             variance = variance / known["mean"] / known["mean"]
         reference = typical_variance(variance, per_source=self.unit == "source").double().reciprocal()
@@ -156,10 +159,7 @@ class SiteFusion:
             known[key] = torch.where(finite.view(-1, *[1] * (value.dim() - 1)), value, old)
         new = seen.moments.variance
         ok = finite & (new.sum(1, dtype=torch.float64) * 0 == 0)
-        average = in_units(known) if self.variance.linear else known["variance"]
-        moments_update(rows, None, average, known["weight"], self.decay, new_variance=new, ok=ok)
-        if self.variance.linear:
-            keep_in_units(known, average)
+        moments_update(rows, None, known["variance"], known["weight"], self.decay, new_variance=new, ok=ok)
         if self.precision == "relative":
             known["steps"] = known.get("steps", torch.zeros_like(known["weight"]))
             known["steps"] += finite * (1 - known["steps"]) * (1 - self.decay)

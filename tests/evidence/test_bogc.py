@@ -292,15 +292,15 @@ def test_grad_scaler_skips_and_recovers():
         moved = any(not torch.equal(p, before[name]) for name, p in model.state_dict().items())
         assert moved == (number != 1)
     assert all(value.isfinite().all() for value in balancer._histories[0].tensors.values())
-    assert balancer._histories[0].tensors["variance"].dtype == torch.float32
+    assert balancer._histories[0].tensors["variance"].dtype == torch.float64
 
 
-def test_bfloat16_parameters_have_float32_statistics():
+def test_bfloat16_parameters_have_wide_statistics():
     model = SharedHead().bfloat16()
     balancer = bg.BOGC(model.head)
     balancer(model.losses(*make_batch(dtype=torch.bfloat16))).backward()
     assert model.head.weight.grad.dtype == torch.bfloat16
-    assert balancer._histories[0].tensors["variance"].dtype == torch.float32
+    assert balancer._histories[0].tensors["variance"].dtype == torch.float64
 
 
 def test_whole_model_by_step_variance_also_of_other_layers():

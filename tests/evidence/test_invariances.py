@@ -206,3 +206,11 @@ class TestHistory:
         fresh.load(saved)
         fresh.tensors["variance"].zero_()
         assert torch.equal(saved["tensors"]["variance"], row)
+
+    def test_a_state_of_0_1_is_read(self):
+        """Which kept a variance in float32, over a power of two."""
+        old = {"variance": torch.tensor([[3.0, 5.0]]), "exponent": torch.tensor([[-200.0]]), "weight": torch.ones(1)}
+        history = History()
+        history.load({"names": ["a"], "tensors": old})
+        assert history.state()["tensors"].keys() == {"variance", "weight"}
+        assert history.tensors["variance"].tolist() == [[3 * 2.0**-200, 5 * 2.0**-200]]
