@@ -9,7 +9,7 @@ from balanced_grad.choices import check_choice
 from balanced_grad.evidence._curvature import laplace_variance, softmax_curvature
 from balanced_grad.evidence._estimators import Moments, State, Variance, flat, inputs_of
 from balanced_grad.evidence._history import typical_variance
-from balanced_grad.evidence._linear import sum_of_squares, wide
+from balanced_grad.evidence._linear import sum_of_squares, widened
 from balanced_grad.records import LinearCall
 
 Curvature = Literal["fisher", "softmax"]
@@ -122,8 +122,8 @@ class Laplace(Variance):
     ) -> tuple[Tensor, Tensor]:
         """Shift of the mean gradient, and the variance, over draws from the posterior."""
         assert call.outputs is not None
-        logits = wide(call.outputs.flatten(0, 1))
-        columns = [wide(x.flatten(0, 1)) for x in inputs]
+        logits = widened(call.outputs.flatten(0, 1))
+        columns = [widened(x.flatten(0, 1)) for x in inputs]
         p = logits.softmax(-1)
         row = self._precision(flat(curvature), call).rsqrt().to(logits.dtype)
         sizes = [h.numel() for h in curvature]
@@ -143,8 +143,8 @@ class Laplace(Variance):
 def _check_cross_entropy(call: LinearCall) -> None:
     """Refuse a loss whose gradient at the outputs is not ``(softmax - targets) / N`` for targets that sum to 1."""
     if call.outputs is not None:
-        gradients = wide(call.gradients.flatten(0, 1))
-        targets = wide(call.outputs.flatten(0, 1)).softmax(-1) - len(gradients) * gradients
+        gradients = widened(call.gradients.flatten(0, 1))
+        targets = widened(call.outputs.flatten(0, 1)).softmax(-1) - len(gradients) * gradients
         tolerance = 0.05 if call.gradients.itemsize < 4 else 1e-3
         fits = (targets > -tolerance).all() & ((targets.sum(-1) - 1).abs() < tolerance).all()
         if fits or not gradients.isfinite().all():

@@ -27,7 +27,7 @@ def fisher_curvature(gradients: Tensor, inputs: Tensor) -> Tensor:
         >>> fisher_curvature(torch.tensor([[[0.5]], [[-0.5]]]), torch.tensor([[[1.0]], [[3.0]]]))
         tensor([[5.]])
     """
-    return (sum_of_squares(gradients, inputs) * len(gradients)).to(wide(gradients[:0]).dtype)
+    return (sum_of_squares(gradients, inputs) * len(gradients)).to(widened(gradients[:0]).dtype)
 
 
 def sample_variance(gradients: Tensor, inputs: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def sample_variance(gradients: Tensor, inputs: Tensor) -> Tensor:
         tensor([[4.]])
     """
     items = len(gradients)
-    kind = wide(gradients[:0]).dtype
+    kind = widened(gradients[:0]).dtype
     if items < 2:
         return torch.full((gradients.shape[-1], inputs.shape[-1]), torch.nan, dtype=kind, device=gradients.device)
     return item_variance(gradients, inputs).to(kind)
@@ -75,6 +75,6 @@ def sum_of_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
     return total
 
 
-def wide(values: Tensor) -> Tensor:
+def widened(values: Tensor) -> Tensor:
     """At least float32."""
     return values.float() if values.itemsize < 4 else values

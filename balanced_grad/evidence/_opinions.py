@@ -4,7 +4,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_grad.evidence._linear import wide
+from balanced_grad.evidence._linear import widened
 
 
 class Opinion(NamedTuple):
@@ -46,7 +46,7 @@ def modality_opinion(evidence: Tensor, present: Tensor | None = None) -> Opinion
         >>> opinion.belief.T, opinion.uncertainty, opinion.weights.T
         (tensor([[0.5000, 0.1667]]), tensor([0.3333]), tensor([[0.6667, 0.3333]]))
     """
-    evidence = wide(evidence)
+    evidence = widened(evidence)
     here = torch.ones_like(evidence) if present is None else present.to(evidence).expand_as(evidence)
     evidence = _finite(torch.where(here > 0, evidence, torch.zeros_like(evidence)), -2)
     count = here.sum(-2)
@@ -78,7 +78,7 @@ def reduced_dempster(evidence: Tensor) -> Opinion:
         >>> opinion.belief, opinion.uncertainty
         (tensor([0.6471, 0.1176]), tensor(0.2353))
     """
-    evidence = wide(evidence)
+    evidence = widened(evidence)
     frame = evidence.shape[-1]
     certain = evidence.isinf().any(-2)  # in the limit it outweighs all that is finite
     largest = math.log(torch.finfo(evidence.dtype).max)  # some releases of torch overflow before

@@ -11,7 +11,7 @@ from balanced_grad.choices import check_choice
 from balanced_grad.evidence._block_exchange import SiteRows
 from balanced_grad.evidence._estimators import MicroBatchVariance, Moments, StepVariance, Variance
 from balanced_grad.evidence._history import History, sample, typical_variance
-from balanced_grad.evidence._linear import wide
+from balanced_grad.evidence._linear import widened
 from balanced_grad.evidence._opinions import modality_opinion
 from balanced_grad.evidence._precision import precision_evidence
 from balanced_grad.kernels import evidential_fuse, moments_update
@@ -104,7 +104,7 @@ class SiteFusion:
     ) -> Observed:
         """Gradients and variance of one site's sources; changes nothing, but may refuse."""
         sources, added = self._roles(site, names)
-        rows = wide(site.rows)
+        rows = widened(site.rows)
         plain = rows[added]
         rows = rows if len(sources) == len(rows) else rows[sources]
         losses = [site.losses[position] for position in sources]
@@ -215,4 +215,4 @@ def _damped(rows: Tensor, factors: Tensor | None, losses: list[int]) -> Tensor:
 
 
 def _unscaled(call: LinearCall, scale: Tensor) -> LinearCall:
-    return call._replace(gradients=wide(call.gradients) / scale)
+    return call._replace(gradients=widened(call.gradients) / scale)

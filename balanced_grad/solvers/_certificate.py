@@ -12,7 +12,7 @@ import numpy as np
 
 from balanced_grad.solvers._active_set import Array
 
-Rows = Sequence[Sequence[float]]
+Matrix = Sequence[Sequence[float]]
 INDEFINITE = 1e-4  # least eigenvalue of a matrix of cosines, negated, that float32 products of long rows may have
 _TINY = 2.0**-1074
 
@@ -46,7 +46,7 @@ def optimal_batch(G: Any, product: Any, w: Any, active: Any, tol: float, where: 
     return high <= low
 
 
-def convex(G: Rows, slack: float) -> bool:
+def convex(G: Matrix, slack: float) -> bool:
     """Whether the cosines of two or three rows have no eigenvalue below `-slack`: by minors, without a root.
 
     Cubes of the diagonal must be in range.

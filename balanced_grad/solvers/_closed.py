@@ -11,12 +11,12 @@ import numpy as np
 
 from balanced_grad.solvers._active_set import Array, Mask
 
-Rows = Sequence[Sequence[float]]
+Matrix = Sequence[Sequence[float]]
 _TURNS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 _CLEAR = 2.0**-16  # share of its scale above which det leaves a residual below the certificate's bar
 
 
-def two_rows(G: Rows, tol: float) -> tuple[float, float]:
+def two_rows(G: Matrix, tol: float) -> tuple[float, float]:
     """Min-norm weights of two rows (Désidéri 2012), exact to a few roundings; rows equal to `tol` share evenly."""
     (g11, g12), (_, g22) = G
     a, b = g11 - g12, g22 - g12
@@ -42,7 +42,7 @@ def two_rows_batch(G: Any, tol: float, where: Callable[..., Any]) -> tuple[Any, 
     return w1, w2
 
 
-def three_rows(G: Rows, tol: float) -> tuple[list[float], bool] | None:
+def three_rows(G: Matrix, tol: float) -> tuple[list[float], bool] | None:
     """Min-norm weights of three rows and whether their residual is sure to be small; None unless clearly unique.
 
     At a vertex and on an edge each weight is a quotient of single differences, so it is exact to a few roundings.
@@ -108,7 +108,7 @@ def _place(i: int, w_i: float, j: int, w_j: float) -> list[float]:
     return weights
 
 
-def _interior(g: Rows, noise: float) -> tuple[list[float], bool] | None:
+def _interior(g: Matrix, noise: float) -> tuple[list[float], bool] | None:
     """The point of the triangle's plane nearest 0, if it is inside; edges from the shortest row."""
     r = 1 if g[1][1] < g[0][0] else 0
     r = 2 if g[2][2] < g[r][r] else r

@@ -12,7 +12,7 @@ from balanced_grad.solvers import _active_set, _certificate, _closed, _pivoting,
 from balanced_grad.solvers._active_set import Array, Mask
 from balanced_grad.solvers._result import MinNormResult, Status
 
-Rows = Sequence[Sequence[float]]
+Matrix = Sequence[Sequence[float]]
 Answer = tuple[Sequence[float] | Array, float, int, int]  # weights, gap, iterations, status
 Answers = tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]
 _LEAST, _MOST = 1e-100, 1e100  # cubes of these are numbers still
@@ -29,7 +29,7 @@ def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol
     return MinNormResult(values, gap, iterations, status)
 
 
-def solve_rows(G: Rows, tol: float, slack: float) -> Answer:
+def solve_rows(G: Matrix, tol: float, slack: float) -> Answer:
     """Weights, gap, iterations and status of one problem given as nested floats."""
     answer = _solve_two(G, tol, slack) if len(G) == 2 else _solve_three(G, tol, slack) if len(G) == 3 else None
     if answer is not None:
@@ -38,7 +38,7 @@ def solve_rows(G: Rows, tol: float, slack: float) -> Answer:
     return solve_array(0.5 * array + 0.5 * array.T, tol, slack)
 
 
-def _solve_two(G: Rows, tol: float, slack: float) -> Answer | None:
+def _solve_two(G: Matrix, tol: float, slack: float) -> Answer | None:
     """The closed form; None where a number is zero, not finite or near the ends of the range, or `G` no Gramian."""
     (a, c), (d, b) = G
     c = 0.5 * c + 0.5 * d
@@ -52,7 +52,7 @@ def _solve_two(G: Rows, tol: float, slack: float) -> Answer | None:
     return weights, gap if gap > 0.0 else 0.0, 0, 0
 
 
-def _solve_three(G: Rows, tol: float, slack: float) -> Answer | None:
+def _solve_three(G: Matrix, tol: float, slack: float) -> Answer | None:
     """The same for three rows; None also where the minimiser is not clearly unique or fails the certificate."""
     (a, d, e), (g, b, f), (h, i, c) = G
     d, e, f = 0.5 * d + 0.5 * g, 0.5 * e + 0.5 * h, 0.5 * f + 0.5 * i
@@ -101,7 +101,7 @@ def in_range(G: Array) -> Array:
     return scaled
 
 
-def solve_active(G: Rows, active: Sequence[bool], tol: float, slack: float) -> Answer:
+def solve_active(G: Matrix, active: Sequence[bool], tol: float, slack: float) -> Answer:
     """`solve_rows` on the active rows; the others get weight 0 and may hold anything."""
     if all(active):
         return solve_rows(G, tol, slack)

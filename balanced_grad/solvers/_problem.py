@@ -12,7 +12,7 @@ _ROOM = 1e-9  # by which constraints may be missed, relative to their own size
 
 
 @dataclass(frozen=True)
-class Problem:
+class QuadraticProgram:
     """`min w'Gw + linear'w`, `sum w = 1`, `lower <= w <= upper`, `A w <= b`, the rows of A of length 1."""
 
     G: Array
@@ -109,7 +109,9 @@ class Problem:
         return bool(np.isfinite(w).all() and abs(w.sum() - 1.0) <= _ROOM and (self.A @ w <= self.b + 1e-12).all())
 
 
-def make_problem(G: Array, linear: Array, lower: Array, upper: Array, A: Array, b: Array) -> tuple[Problem, float]:
+def make_problem(
+    G: Array, linear: Array, lower: Array, upper: Array, A: Array, b: Array
+) -> tuple[QuadraticProgram, float]:
     """In units in which its largest number is 1, without constraints on nothing; and its largest diagonal entry."""
     linear = linear - linear.min()  # weights sum to 1
     most = max(G.diagonal().max(), linear.max())
@@ -117,7 +119,7 @@ def make_problem(G: Array, linear: Array, lower: Array, upper: Array, A: Array, 
     size = np.abs(A).max(1, initial=0.0)
     kept = (size > 0.0) | (b < 0.0)
     A, b = (x / np.where(size > 0.0, size, 1.0)[(...,) + (None,) * (x.ndim - 1)] for x in (A, b))
-    problem = Problem(np.ldexp(G, exponent), np.ldexp(linear, exponent), lower, upper, A[kept], b[kept])
+    problem = QuadraticProgram(np.ldexp(G, exponent), np.ldexp(linear, exponent), lower, upper, A[kept], b[kept])
     problem.check()
     scale = float(problem.G.diagonal().max())
     return problem, scale if scale > 0.0 else 1.0
@@ -130,7 +132,7 @@ def factor(H: Array) -> Array:
     return factor
 
 
-def finish(problem: Problem, point: Array, tol: float) -> tuple[Array, int, bool]:
+def finish(problem: QuadraticProgram, point: Array, tol: float) -> tuple[Array, int, bool]:
     """The minimiser of smallest `|w|` from a feasible point, by the active set."""
     s, tol = problem.scale(), max(tol, _NOISE)
     u, iterations, converged = problem.scaled(s).solve(s * point, tol)

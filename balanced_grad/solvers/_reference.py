@@ -14,7 +14,7 @@ from torch import Tensor
 from balanced_grad.solvers import _certificate
 from balanced_grad.solvers._active_set import Array, Mask
 from balanced_grad.solvers._host import Answers
-from balanced_grad.solvers._problem import Problem, factor, finish, make_problem
+from balanced_grad.solvers._problem import QuadraticProgram, factor, finish, make_problem
 from balanced_grad.solvers._result import Status
 
 
@@ -47,7 +47,7 @@ def solve_loop(
     return weights, gaps, iterations, status
 
 
-def _solve(problem: Problem, method: str, tol: float) -> tuple[Array, int, bool]:
+def _solve(problem: QuadraticProgram, method: str, tol: float) -> tuple[Array, int, bool]:
     """From the named solver's point; where that fails, from another's."""
     start = problem.start()
     iterations = 0
@@ -59,7 +59,7 @@ def _solve(problem: Problem, method: str, tol: float) -> tuple[Array, int, bool]
     return w, iterations, converged
 
 
-def _first_point(problem: Problem, start: Array, method: str) -> Array:
+def _first_point(problem: QuadraticProgram, start: Array, method: str) -> Array:
     """What the named solver finds, if it is feasible; what it says of itself is not looked at."""
     if method == "auto":
         return start
@@ -70,7 +70,7 @@ def _first_point(problem: Problem, start: Array, method: str) -> Array:
     return point if problem.feasible(point) else start
 
 
-def solve_scipy(problem: Problem, start: Array) -> Array:
+def solve_scipy(problem: QuadraticProgram, start: Array) -> Array:
     """NNLS for the plain problem, SLSQP for the rest (about six digits)."""
     from scipy.optimize import minimize, nnls
 
@@ -95,7 +95,7 @@ def solve_scipy(problem: Problem, start: Array) -> Array:
     return np.asarray(result.x)
 
 
-def solve_cvxpy(problem: Problem, start: Array) -> Array:
+def solve_cvxpy(problem: QuadraticProgram, start: Array) -> Array:
     """Clarabel through cvxpy at tight tolerances, on rows of equal norm."""
     import cvxpy
 
