@@ -39,6 +39,7 @@ from balanced_grad.choices import check_choice
 from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
+from balanced_grad.reuse import Reuse
 
 Level = Literal["parameters", "features"]
 Need = Literal["nothing", "losses", "scores", "gramian", "rows"]
@@ -83,6 +84,9 @@ class Balancer(nn.Module, ABC):
             (heads) too, which adds to its diagonal only; default: where losses meet, as MGDA does.
         record_gramian: capture per-loss gradients also for a losses-only method, so that ``last.gramian``
             shows norms and conflicts; costs what a Gramian method costs.
+        every: of a Gramian method with one problem: solve in one call of ``every`` and use the weights again, by the
+            names of the losses, in those between, each of which is one ordinary backward. Where a solving step costs
+            ``c`` plain ones, the mean is ``1 + (c - 1) / every``. Default 1: every step is solved.
 
     Raises:
         TypeError, ValueError: for losses that are no mapping, empty, no scalars, without a graph, on different
@@ -103,6 +107,7 @@ class Balancer(nn.Module, ABC):
         groups: Groups = "all",
         include_exclusive: bool = False,
         record_gramian: bool = False,
+        every: int = 1,
     ) -> None:
         super().__init__()
         self._partition = Partition(groups)
@@ -120,9 +125,18 @@ class Balancer(nn.Module, ABC):
                 groups=None if self._partition.single else groups,
                 include_exclusive=include_exclusive,
             )
+        if not (hasattr(every, "__index__") and every >= 1):
+            raise ValueError(f"every={every!r}: give a whole number of steps, 1 or more")
+        if every > 1 and not (self.needs == "gramian" and self._partition.single):
+            what = "weights of several problems" if self.needs == "gramian" else "no weights from a Gramian"
+            raise ValueError(
+                f"every={every!r} uses the weights of one Gramian again, and {type(self).__name__} has {what}; "
+                "leave every out"
+            )
         self.level = level
         self.include_exclusive = include_exclusive
         self.record_gramian = record_gramian
+        self._reuse = Reuse(every) if every > 1 else None
         self.last: Step | None = None
         self._factors: Mapping[str, Tensor] = {}
         self._params = ParameterFilter(params)
@@ -195,6 +209,17 @@ class Balancer(nn.Module, ABC):
                 ) from error
             raise
         chosen = weighting(chosen, problem, who, self.notices)
+        if training and self._reuse is not None and self.training:
+            self._reuse.keep(problem.names, chosen.weights)
+        return self._damped(chosen, problem)
+
+    def _reused(self, problem: Problem) -> Weighting:
+        """The weights of the last solve, in a step between two."""
+        assert self._reuse is not None
+        return self._damped(Weighting(self._reuse.use(problem.names, problem.losses)), problem)
+
+    def _damped(self, chosen: Weighting, problem: Problem) -> Weighting:
+        """With the weight of each loss times its factor."""
         factors = self._factors_of(problem)
         return chosen if factors is None else Weighting(chosen.weights * factors.to(chosen.weights.dtype))
 
@@ -207,6 +232,8 @@ class Balancer(nn.Module, ABC):
 
     def accumulate_rows(self, on: bool) -> None:
         """Called by a ``BalancedOptimizer``: balance the gradients of a whole optimizer step together, or not."""
+        if on and self._reuse is not None:
+            raise ValueError(f"accumulate='rows' solves once per window, and {self!r} in one call of several; take one")
         if on and (self.needs not in _CAPTURED or self.level != "parameters" or self._params.sharded):
             raise ValueError(
                 f"accumulate='rows' keeps the per-loss gradients of whole parameters, and {self!r} takes none; leave "
@@ -229,13 +256,14 @@ class Balancer(nn.Module, ABC):
             features: with ``level="features"``, name -> encoder output that the losses were computed from.
         """
         learning = torch.is_grad_enabled()
-        later = self.needs in _CAPTURED  # no weights before backward(): until then, the plain sum
+        reused = learning and self.training and self._reuse is not None and self._reuse.serves
+        later = self.needs in _CAPTURED and not reused  # no weights before backward(): until then, the plain sum
         captures = later or self.record_gramian
         exchanges = learning and self._processes.size > 1 and (captures or self.needs != "nothing")
         with self._processes.together() if exchanges else nullcontext():
             given = self._admit(losses, features)
             # These refuse, so before any state moves.
-            balancing = self._balancing(given, features) if learning else None
+            balancing = self._balancing(given, features) if learning and not reused else None
             restricted = self._restricted(given) if learning and balancing is None else None
             self._mention_left_out(balancing.route if balancing else restricted)
         problem = Problem(given.names, given.values())
@@ -243,8 +271,8 @@ class Balancer(nn.Module, ABC):
             chosen, value = None, problem.losses.sum()
         else:
             problem = Problem(*self._processes.of_all(problem.names, problem.losses)) if exchanges else problem
-            chosen = self.choose(problem)
-            value = chosen.objective(problem)
+            chosen = self._reused(problem) if reused else self.choose(problem)
+            value = problem.losses.sum() if reused else chosen.objective(problem)
         if not learning:
             return value
         weights = None if chosen is None else chosen.weights
@@ -351,6 +379,7 @@ class Balancer(nn.Module, ABC):
         out: dict[str, object] = {} if self.level == "parameters" else {"level": self.level}
         out |= {} if self._partition.single else {"groups": self._partition}
         out |= {name: True for name in ("include_exclusive", "record_gramian") if getattr(self, name)}
+        out |= {} if self._reuse is None else {"every": self._reuse.every}
         return out if self._params.given is None else out | {"params": self._params}
 
     def extra_repr(self) -> str:

@@ -25,7 +25,7 @@ class Gramian(Balancer):
         normalize: hand over the Gramian divided by its mean diagonal (default, ours), so that absolute tolerances
             inside the rule (torchjd's UPGrad and CAGrad have them) do not depend on the size of the gradients.
             Rules whose weights scale with the gradients (Nash-MTL, FairGrad) want ``False``.
-        groups, params, level, include_exclusive: see ``Balancer``.
+        groups, params, level, include_exclusive, every: see ``Balancer``.
 
     Raises:
         TypeError: for a weighting that is not callable, is a class, takes no Gramian (torchjd's aggregators, and its
@@ -54,8 +54,9 @@ class Gramian(Balancer):
         params: Params | None = None,
         level: Level = "parameters",
         include_exclusive: bool = False,
+        every: int = 1,
     ) -> None:
-        super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive)
+        super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive, every=every)
         if not callable(weighting) or isinstance(weighting, type):
             what = f"is a class; write {weighting.__name__}(...)" if isinstance(weighting, type) else "is not callable"
             raise TypeError(f"weighting={weighting!r} {what}; give a rule from (M, M) to (M,)")

@@ -59,7 +59,7 @@ class MinNorm(Balancer):
             ``"cvxpy"`` and ``"scipy"`` are the references.
         groups: parameters that share a problem and its weights: ``"all"``, ``"reach"`` (one problem per encoder),
             ``"tensor"`` or a mapping; see ``Balancer``.
-        params, level, include_exclusive: see ``Balancer``.
+        params, level, include_exclusive, every: see ``Balancer``.
 
     Raises:
         ValueError: for an unknown policy, solver or group, a negative floor, bounds that no shares keep or that come
@@ -93,8 +93,9 @@ class MinNorm(Balancer):
         params: Params | None = None,
         level: Level = "parameters",
         include_exclusive: bool = False,
+        every: int = 1,
     ) -> None:
-        super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive)
+        super().__init__(params=params, level=level, groups=groups, include_exclusive=include_exclusive, every=every)
         check_choice("normalize", normalize, Normalize)
         check_choice("rescale", rescale, Rescale)
         self.normalize = normalize

@@ -10,7 +10,7 @@ from balanced_grad.methods._lengths import growth, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 
-Rescale = Literal["tensor", "encoder"]
+RescaledPer = Literal["tensor", "encoder"]
 
 
 class MMPareto(Balancer):
@@ -53,8 +53,8 @@ class MMPareto(Balancer):
 
     needs = "gramian"
 
-    def __init__(self, gamma: float = 1.5, *, rescale: Rescale = "tensor", params: Params | None = None) -> None:
-        check_choice("rescale", rescale, Rescale)
+    def __init__(self, gamma: float = 1.5, *, rescale: RescaledPer = "tensor", params: Params | None = None) -> None:
+        check_choice("rescale", rescale, RescaledPer)
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"gamma={gamma!r}: give a positive number")
         super().__init__(params=params, groups="tensor" if rescale == "tensor" else "reach")

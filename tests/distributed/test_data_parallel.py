@@ -36,6 +36,8 @@ METHODS = {
     "uniform-rows": lambda model: bg.Uniform({"audio": 0.5, "video": 2.0}, record_gramian=True),
     "mimo-rows": lambda model: bg.MIMO(record_gramian=True),
     "min-norm": lambda model: bg.MinNorm(),
+    "min-norm-every": lambda model: bg.MinNorm(every=2),
+    "features-every": lambda model: bg.MinNorm(level="features", every=2),
     "min-norm-loss": lambda model: bg.MinNorm(normalize="loss+", include_exclusive=True),
     "min-norm-encoders": lambda model: bg.MinNorm(groups="reach"),
     "min-norm-named": lambda model: bg.MinNorm(groups={"audio": model.encoders["audio"], "trunk": model.trunk}),
@@ -117,6 +119,7 @@ def accumulate(rank, kind, together="gradients"):
     ("kind", "together"),
     [
         ("min-norm", "gradients"),
+        ("min-norm-every", "gradients"),
         ("mimo", "gradients"),
         ("mmpareto", "gradients"),
         ("features", "gradients"),
