@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -66,8 +66,15 @@ def _require_triton(rows: Tensor) -> None:
         ) from error
 
 
-@contextmanager
-def plain(rows: Tensor) -> Iterator[None]:
+def plain(rows: Tensor) -> AbstractContextManager[None]:
     """Neither autograd nor autocast: gradients are numbers here, and no number is rounded on the way."""
-    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+    kind = rows.device.type
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind):
+        return nullcontext()  # as inside of a backward, several times in each step
+    return _switched_off(kind)
+
+
+@contextmanager
+def _switched_off(kind: str) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(kind, enabled=False):
         yield

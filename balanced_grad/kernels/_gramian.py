@@ -71,6 +71,9 @@ def gramian(rows: Tensor, segments: Sequence[int] | None = None, *, implementati
 
 def _whole(rows: Tensor, pairs: Callable[[list[Tensor]], Tensor] | None = None) -> Tensor:
     count, size = rows.shape
+    if size <= CHUNK and rows.is_cpu and rows.itemsize < 8:
+        wider = rows.double()  # exact, and of so few numbers cheaper than to look whether it is needed
+        return wider @ wider.mT
     full = size - size % CHUNK
     total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
     if pairs is not None and full:
