@@ -10,6 +10,7 @@ from balanced_grad.notices import InactiveBalancerWarning
 from balanced_grad.optim import BalancedOptimizer
 from balanced_grad.records import Problem, Step, Trust, Weighting
 from balanced_grad.state import Stateful
+from balanced_grad.tokens import Tokens
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "RowFusion",
     "Stateful",
     "Step",
+    "Tokens",
     "Trust",
     "Uniform",
     "Weighting",

@@ -40,6 +40,7 @@ from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
 from balanced_grad.reuse import Reuse
+from balanced_grad.tokens import Masks, TokenCapture, Tokens
 
 Level = Literal["parameters", "features"]
 Need = Literal["nothing", "losses", "scores", "gramian", "rows"]
@@ -75,7 +76,8 @@ class Balancer(nn.Module, ABC):
             losses reach. Of these the ``nn.Parameter`` are balanced, if there are any, and all get their gradient.
         level: where per-loss gradients are taken. ``"parameters"`` is exact. ``"features"`` takes them at
             the encoder outputs passed as ``balancer(losses, features={...})`` and then runs one ordinary
-            backward of the weighted losses, at about the cost of the plain sum.
+            backward of the weighted losses, at about the cost of the plain sum. A ``bg.Tokens(model)`` splits the
+            gradient of one loss by groups of tokens, which then take the place of the losses.
         groups: which parameters share a problem and its weights: ``"all"`` (default) of those where losses meet;
             ``"reach"``, one problem per set of losses that meet, so one per encoder; ``"tensor"``, one per
             parameter; or a mapping of name -> module or parameters, the others being summed plainly. With more
@@ -103,7 +105,7 @@ class Balancer(nn.Module, ABC):
         self,
         *,
         params: Params | None = None,
-        level: Level = "parameters",
+        level: Level | Tokens = "parameters",
         groups: Groups = "all",
         include_exclusive: bool = False,
         record_gramian: bool = False,
@@ -114,9 +116,11 @@ class Balancer(nn.Module, ABC):
         if not self._partition.single and (include_exclusive or level == "features"):
             what = "include_exclusive=True" if include_exclusive else "level='features'"
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
-        check_choice("level", level, Level)
+        if not isinstance(level, Tokens):
+            check_choice("level", level, Level, ", or give bg.Tokens(model)")
         check_choice(f"{type(self).__name__}.needs", self.needs, Need)
-        if not (self.needs in _CAPTURED or record_gramian):
+        self._tokens = level if isinstance(level, Tokens) else None
+        if not (self.needs in _CAPTURED or (record_gramian and self._tokens is None)):
             refuse(
                 type(self).__name__,
                 "it takes no per-loss gradients; leave it out, or add record_gramian=True (in a method of your own "
@@ -127,13 +131,14 @@ class Balancer(nn.Module, ABC):
             )
         if not (hasattr(every, "__index__") and every >= 1):
             raise ValueError(f"every={every!r}: give a whole number of steps, 1 or more")
-        if every > 1 and not (self.needs == "gramian" and self._partition.single):
-            what = "weights of several problems" if self.needs == "gramian" else "no weights from a Gramian"
+        if every > 1 and not (self.needs == "gramian" and self._partition.single and self._tokens is None):
+            of_several = "weights of " + ("several problems" if self._tokens is None else "tokens, not of losses")
+            what = of_several if self.needs == "gramian" else "no weights from a Gramian"
             raise ValueError(
                 f"every={every!r} uses the weights of one Gramian again, and {type(self).__name__} has {what}; "
                 "leave every out"
             )
-        self.level = level
+        self.level: str = "tokens" if isinstance(level, Tokens) else level
         self.include_exclusive = include_exclusive
         self.record_gramian = record_gramian
         self._reuse = Reuse(every) if every > 1 else None
@@ -234,7 +239,7 @@ class Balancer(nn.Module, ABC):
         """Called by a ``BalancedOptimizer``: balance the gradients of a whole optimizer step together, or not."""
         if on and self._reuse is not None:
             raise ValueError(f"accumulate='rows' solves once per window, and {self!r} in one call of several; take one")
-        if on and (self.needs not in _CAPTURED or self.level != "parameters" or self._params.sharded):
+        if on and (self.needs not in _CAPTURED or self.level == "features" or self._params.sharded):
             raise ValueError(
                 f"accumulate='rows' keeps the per-loss gradients of whole parameters, and {self!r} takes none; leave "
                 "accumulate out"
@@ -247,13 +252,20 @@ class Balancer(nn.Module, ABC):
             self._memory.window.close()
 
     @eager
-    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        losses: Mapping[str, Tensor | None],
+        features: Mapping[str, Tensor] | None = None,
+        *,
+        tokens: Masks | None = None,
+    ) -> Tensor:
         """The scalar to call ``backward()`` on.
 
         Args:
             losses: name -> scalar with a graph, or None for a modality missing in this batch (or leave its
                 key out). ``"joint"`` is the fused prediction's loss, every other name a modality.
             features: with ``level="features"``, name -> encoder output that the losses were computed from.
+            tokens: with ``level=bg.Tokens(model)``, modality -> boolean mask of its positions.
         """
         learning = torch.is_grad_enabled()
         reused = learning and self.training and self._reuse is not None and self._reuse.serves
@@ -261,6 +273,7 @@ class Balancer(nn.Module, ABC):
         captures = later or self.record_gramian
         exchanges = learning and self._processes.size > 1 and (captures or self.needs != "nothing")
         with self._processes.together() if exchanges else nullcontext():
+            self._note(tokens)
             given = self._admit(losses, features)
             # These refuse, so before any state moves.
             balancing = self._balancing(given, features) if learning and not reused else None
@@ -298,6 +311,15 @@ class Balancer(nn.Module, ABC):
         mention_suspicious(losses, self.notices)
         return present
 
+    def _note(self, tokens: Masks | None) -> None:
+        """The masks of this batch, for the level that takes them."""
+        if self._tokens is None:
+            who = type(self).__name__
+            cure = f"write {who}(level=bg.Tokens(model)), or leave them out"
+            refuse(who, f"level={self.level!r} splits nothing by tokens; {cure}", tokens=tokens)
+        elif tokens is not None:
+            self._tokens.note(tokens)
+
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuse losses that a method could not place: none, where the graph tells what belongs to what."""
 
@@ -312,6 +334,16 @@ class Balancer(nn.Module, ABC):
         return Balancing(capture, partial(self._balance, capture))
 
     def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture:
+        if self._tokens is not None:
+            if self._params.sharded:
+                raise RuntimeError(
+                    "level=bg.Tokens(...) takes whole rows of gradients, and the model is sharded by fully_shard: each "
+                    "process has a part of them; use DistributedDataParallel"
+                )
+            positions = self._tokens.positions()
+            return TokenCapture(
+                losses, self._tokens, positions, self._params, self._partition, self._memory, self._processes
+            )
         if self.level == "parameters":
             kind = ShardedCapture if self._params.sharded else ParameterCapture
             return kind(losses, self._params, self._partition, self._memory, self._processes)
@@ -376,7 +408,7 @@ class Balancer(nn.Module, ABC):
 
         A method adds its own: ``return {"temperature": self.temperature} | super().settings()``.
         """
-        out: dict[str, object] = {} if self.level == "parameters" else {"level": self.level}
+        out: dict[str, object] = {} if self.level == "parameters" else {"level": self._tokens or self.level}
         out |= {} if self._partition.single else {"groups": self._partition}
         out |= {name: True for name in ("include_exclusive", "record_gramian") if getattr(self, name)}
         out |= {} if self._reuse is None else {"every": self._reuse.every}

@@ -4,12 +4,12 @@ from balanced_grad.capture._delivery import Delivery
 from balanced_grad.capture._eager import eager
 from balanced_grad.capture._features import FeatureCapture
 from balanced_grad.capture._gradients import gradients
-from balanced_grad.capture._graph import leads_to, looked_through
+from balanced_grad.capture._graph import leads_to, looked_through, reached
 from balanced_grad.capture._hidden import refuse_hidden
 from balanced_grad.capture._hook import on_backward, weighted
 from balanced_grad.capture._inner import index, select, unit_of
 from balanced_grad.capture._losses import JOINT, Losses
-from balanced_grad.capture._parameters import Memory, ParameterCapture
+from balanced_grad.capture._parameters import Memory, ParameterCapture, Rule, exclusive
 from balanced_grad.capture._params import ParameterFilter, Params, unsharded_ids
 from balanced_grad.capture._partition import Groups, Partition
 from balanced_grad.capture._plan import Plan
@@ -40,16 +40,19 @@ __all__ = [
     "Processes",
     "Route",
     "Rows",
+    "Rule",
     "ShardedCapture",
     "Walk",
     "Window",
     "accumulate",
     "eager",
+    "exclusive",
     "gradients",
     "index",
     "leads_to",
     "looked_through",
     "on_backward",
+    "reached",
     "refuse_hidden",
     "select",
     "unit_of",

@@ -78,6 +78,11 @@ class Rows:
         """Forget which parameters have a gradient; the numbers are overwritten by the next capture."""
         self.defined = [False] * len(self.group.parameters)
 
+    def zero(self) -> None:
+        """Rows to be added to, in which every parameter has a gradient."""
+        self.flat.zero_()
+        self.defined = [True] * len(self._layout)
+
     def release(self) -> None:
         """Let go of the parameters: a model that is deleted between two steps must not live on here."""
         self.group = Group(self.group.losses, ())

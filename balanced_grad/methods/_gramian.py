@@ -8,6 +8,7 @@ from balanced_grad.capture import JOINT, Groups, Params, index
 from balanced_grad.checks import vector
 from balanced_grad.methods._torchjd import keeps_state, refuse_other_inputs
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.tokens import Tokens
 
 
 class Gramian(Balancer):
@@ -52,7 +53,7 @@ class Gramian(Balancer):
         normalize: bool = True,
         groups: Groups = "all",
         params: Params | None = None,
-        level: Level = "parameters",
+        level: Level | Tokens = "parameters",
         include_exclusive: bool = False,
         every: int = 1,
     ) -> None:

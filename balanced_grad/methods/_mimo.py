@@ -108,9 +108,11 @@ class MIMO(Stateful, Balancer):
         self._steps = 0
         self._averages: dict[str, tuple[Number, Number]] = {}  # decayed sum and count of each modality's losses
 
-    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None, **options: Any
+    ) -> Tensor:
         """The scalar to call ``backward()`` on; see ``Balancer.forward``."""
-        scalar: Tensor = super().forward(_without_non_finite(losses), features)
+        scalar: Tensor = super().forward(_without_non_finite(losses), features, **options)
         return scalar
 
     def weigh(self, problem: Problem) -> Weighting:

@@ -12,6 +12,7 @@ from balanced_grad.methods._bounds import Bounds, Interval
 from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
+from balanced_grad.tokens import Tokens
 
 Normalize = Literal["none", "l2", "loss", "loss+"]
 Rescale = Literal["none", "sum", "mean", "cap"]
@@ -91,7 +92,7 @@ class MinNorm(Balancer):
         solver: str = "auto",
         groups: Groups = "all",
         params: Params | None = None,
-        level: Level = "parameters",
+        level: Level | Tokens = "parameters",
         include_exclusive: bool = False,
         every: int = 1,
     ) -> None:

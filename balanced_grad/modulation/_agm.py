@@ -148,9 +148,11 @@ class AGM(Stateful, Balancer):
             )
         return logits
 
-    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None, **options: Any
+    ) -> Tensor:
         """The scalar to call ``backward()`` on: the plain sum of the losses; see ``Balancer.forward``."""
-        scalar: Tensor = super().forward(losses, features)
+        scalar: Tensor = super().forward(losses, features, **options)
         if self.last is not None and torch.is_grad_enabled():
             if not self._latest[1]:
                 self.notices.say(

@@ -90,12 +90,14 @@ class Modulation(Stateful, Balancer):
         features: Mapping[str, Tensor] | None = None,
         *,
         scores: Scores | None = None,
+        tokens: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The scalar to call ``backward()`` on.
 
         Args:
             losses: see ``Balancer.forward``. Their plain sum is what is trained.
             features: not used by methods of this kind.
+            tokens: not used either.
             scores: modality -> how well it alone predicts this batch, positive, larger is better, infinite for a
                 perfect one (see ``bg.scores``); None or left out where it is missing. NaN counts as missing, with a
                 warning on the CPU. Default: ``exp(-L_m)`` of the uni-modal
@@ -104,6 +106,7 @@ class Modulation(Stateful, Balancer):
         """
         learning = torch.is_grad_enabled()
         with self._processes.together() if learning else nullcontext():
+            self._note(tokens)
             given = self._admit(losses, features)
             problem = Problem(given.names, given.values())
             if not learning:

@@ -64,8 +64,15 @@ class DGL(Balancer):
         return Weighting(torch.stack(weights))
 
     @eager
-    def forward(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        losses: Mapping[str, Tensor | None],
+        features: Mapping[str, Tensor] | None = None,
+        *,
+        tokens: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
+        self._note(tokens)
         present = self._admit(losses, features)
         problem = Problem(present.names, present.values())
         weighting = self.choose(problem)
