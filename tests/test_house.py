@@ -22,7 +22,7 @@ UNDOCUMENTED = {
     "optim.ActivityWatch": "of the loggers and the wrapper",
 }
 # Rooms whose names are for other rooms; docs/api.md says what of them a user meets.
-INSIDE = {"capture"}
+INSIDE = {"capture", "tokens"}
 
 METHODS = sorted(
     name

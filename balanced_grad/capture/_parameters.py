@@ -48,6 +48,7 @@ class ParameterCapture:
     all micro-batches together.
     """
 
+    _kinds: tuple[type, ...] = ()  # of nodes to be noted on the walk
     through: tuple[Tensor, ...] = ()  # a wrapper that looks through the scalar finds nothing, and waits for nothing
 
     def __init__(
@@ -58,7 +59,7 @@ class ParameterCapture:
         self._partition = partition
         self._memory = memory
         self._processes = processes
-        self._walk = Walk.of(losses)
+        self._walk = Walk.of(losses, self._kinds)
         self._plan = self._planned()
         self._values = losses.values()
         self._rows: list[Rows] = []

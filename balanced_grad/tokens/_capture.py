@@ -55,6 +55,8 @@ class TokenCapture(ParameterCapture):
     nobody hears.
     """
 
+    _kinds = (tag_type(),)
+
     def __init__(
         self,
         losses: Losses,
@@ -122,21 +124,20 @@ class TokenCapture(ParameterCapture):
     def _received(self, wanted: list[Tensor], scale: Tensor) -> list[Tensor | None]:
         anchor = get_gradient_edge(self._tokens.anchor)
         for tag in self._layers.tags:
-            tag.receiver = self
+            tag.call.receiver = self
         try:
             keep = self._walk.needed_later()
             return self._walk.gradients(0, wanted, scale, retain=keep, beside=[anchor])
         finally:
             for tag in self._layers.tags:
-                tag.receiver = None
+                tag.call.receiver = None
 
     def receive(self, layer: nn.Module, inputs: Tensor, grad: Tensor) -> None:
         """Called by a tag: what went through one call of a layer."""
         for name, parts in split(layer, inputs, grad, self._positions).items():
             parameter = layer._parameters[name]
             if parameter is not None and parameter in self._views:
-                for view, part in zip(self._views[parameter], parts, strict=True):
-                    view.add_(part)
+                torch._foreach_add_(self._views[parameter], parts)
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The groups, each with the one loss."""
@@ -183,14 +184,15 @@ class TokenCapture(ParameterCapture):
 def look(walk: Walk, tokens: Tokens, positions: Positions) -> Layers:
     """Which parameters are split: those whose every use is a tagged call over the positions of the masks."""
     kind = tag_type()
-    noted: list[Any] = list(reached(walk.tensors[0], (kind,)).noted)
-    met = [tag for tag in noted if tag.anchor is tokens.anchor]  # others may watch the same layers
+    noted: list[Any] = [node for node in walk.each[0].noted if type(node) is kind]
+    met = [tag for tag in noted if tag.call.anchor is tokens.anchor]  # others may watch the same layers
     elsewhere = _beside_tags(walk.tensors[0], met)
     calls: dict[Tensor, list[bool]] = {}
     shapes: dict[Tensor, torch.Size] = {}
     for tag in met:
-        shape = positions_of(tag.layer, tag.shape)
-        for parameter in tag.layer._parameters.values():
+        layer = tag.call.layer
+        shape = positions_of(layer, tag.call.shape)
+        for parameter in layer._parameters.values():
             if parameter is not None and parameter.requires_grad:
                 calls.setdefault(parameter, []).append(matching(shape, positions.shape))
                 shapes[parameter] = shape
@@ -203,20 +205,22 @@ def look(walk: Walk, tokens: Tokens, positions: Positions) -> Layers:
         elif parameter in elsewhere:
             why[parameter] = "it is used outside of its layer too"
     chosen = set(calls) - set(why)
-    tags = [tag for tag in met if any(p in chosen for p in tag.layer._parameters.values())]
+    tags = [tag for tag in met if any(p in chosen for p in tag.call.layer._parameters.values())]
     return Layers(tags, chosen, why)
 
 
 def _beside_tags(loss: Tensor, tags: list[Any]) -> Mapping[Tensor, object]:
     """The leaves that the loss reaches by another way than through a tagged layer."""
     inside: set[Node] = {tag.next_functions[0][0] for tag in tags}
-    out: dict[Tensor, object] = dict(reached(loss, stop=inside).leaves)
-    seen = set(inside)
+    first = reached(loss, stop=inside)
+    out: dict[Tensor, object] = dict(first.leaves)
+    seen = inside | first.nodes
     for tag in tags:
-        if tag.upstream is not None and tag.upstream.node not in seen:
-            further = reached(tag.upstream, stop=seen)
+        start = tag.call.upstream
+        if start is not None and start.node not in seen:
+            further = reached(start, stop=seen)
             out |= further.leaves
-            seen |= further.nodes | {tag.upstream.node}
+            seen |= further.nodes
     return out
 
 

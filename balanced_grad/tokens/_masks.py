@@ -34,14 +34,23 @@ class Positions:
             names, flat = [*names, REST], torch.cat([flat, (count == 0)[None]])
         self.names = tuple(names)
         self._flat = flat
-        self._copies: dict[torch.device, Tensor] = {flat.device: flat}
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._columns: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._indices: list[Tensor] | None = None
 
     def masks(self, like: Tensor) -> Tensor:
         """``(M, N)`` ones and zeros, in the dtype and on the device of ``like``."""
-        if like.device not in self._copies:
-            self._copies[like.device] = self._flat.to(like.device, non_blocking=True)
-        return self._copies[like.device].to(like.dtype)
+        kind = like.device, like.dtype
+        if kind not in self._copies:
+            self._copies[kind] = self._flat.to(*kind, non_blocking=True)
+        return self._copies[kind]
+
+    def columns(self, like: Tensor) -> Tensor:
+        """The same as ``(N, M, 1)``, position by position."""
+        kind = like.device, like.dtype
+        if kind not in self._columns:
+            self._columns[kind] = self.masks(like).mT.contiguous().unsqueeze(-1)
+        return self._columns[kind]
 
     def indices(self, device: torch.device) -> list[Tensor] | None:
         """The positions of each group, if they are known on the host."""

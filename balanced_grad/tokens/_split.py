@@ -52,11 +52,11 @@ def _products(grad: Tensor, inputs: Tensor, positions: Positions) -> list[Tensor
     indices = positions.indices(grad.device) if wide else None
     if indices is not None:
         return [grad[index].mT @ inputs[index] for index in indices]
-    masks = positions.masks(grad).unsqueeze(-1)  # (M, N, 1)
+    masks = positions.columns(grad)
     if grad.shape[1] <= inputs.shape[1]:
-        stacked = (masks * grad).transpose(0, 1).reshape(len(grad), -1)
+        stacked = (masks * grad.unsqueeze(1)).reshape(len(grad), -1)
         return list((stacked.mT @ inputs).view(count, grad.shape[1], inputs.shape[1]).unbind(0))
-    stacked = (masks * inputs).transpose(0, 1).reshape(len(grad), -1)
+    stacked = (masks * inputs.unsqueeze(1)).reshape(len(grad), -1)
     return list((grad.mT @ stacked).view(grad.shape[1], count, inputs.shape[1]).unbind(1))
 
 

@@ -164,13 +164,13 @@ def test_rows_against_masked_autograd(name, tied, checkpointed):
 def test_the_gramian_is_that_of_the_rows():
     torch.manual_seed(0)
     model, given = Model().double(), masks()
-    rows = []
+    found = []
     for name in ("image", "text", "rest"):
         model.zero_grad()
         balancer = Only(name, level=bg.Tokens(model))
         balancer({"joint": model(ids())}, tokens=given).backward()
-        rows.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if not n.endswith("gain")]))
-    rows = torch.stack(rows)
+        found.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if not n.endswith("gain")]))
+    rows = torch.stack(found)
     balancer = build(model)
     balancer({"joint": model(ids())}, tokens=given).backward()
     torch.testing.assert_close(balancer.last.gramian, rows @ rows.T)
