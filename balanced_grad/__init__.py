@@ -4,7 +4,7 @@ from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import HeldOut, endless, hold_out
-from balanced_grad.methods import MIMO, Gramian, MinNorm, MMPareto, RowFusion, Uniform
+from balanced_grad.methods import MIMO, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
 from balanced_grad.modulation import AGM, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
 from balanced_grad.optim import BalancedOptimizer
@@ -24,6 +24,7 @@ __all__ = [
     "Attachment",
     "BalancedOptimizer",
     "Balancer",
+    "EqualNorms",
     "Gramian",
     "HeldOut",
     "InactiveBalancerWarning",
@@ -32,6 +33,7 @@ __all__ = [
     "ModalityGroups",
     "Modulation",
     "Problem",
+    "Project",
     "RowFusion",
     "Stateful",
     "Step",

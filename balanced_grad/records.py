@@ -69,6 +69,23 @@ class Step:
             out["belief"]["uncertainty"] = float(self.trust.uncertainty)
         return out
 
+    def norm_shares(self) -> Tensor | None:
+        """``(K,)``, or ``(S, K)`` of each problem: the part that each has of all squared gradient norms.
+
+        Waits for no device. None without a Gramian, NaN where all gradients are 0.
+        """
+        if self.gramian is None:
+            return None
+        squares = self.gramian.diagonal(dim1=-2, dim2=-1)
+        return squares / squares.sum(-1, keepdim=True)
+
+    def cosines(self) -> Tensor | None:
+        """``(K, K)``, or ``(S, K, K)``: cosines between the gradients; waits for no device. None without a Gramian."""
+        if self.gramian is None:
+            return None
+        norms = self.gramian.diagonal(dim1=-2, dim2=-1).sqrt()
+        return (self.gramian / norms.unsqueeze(-1) / norms.unsqueeze(-2)).clamp(-1, 1)
+
     def mean_weights(self) -> Tensor | None:
         """``(K,)`` weight of each loss: the mean over the problems in which it meets others; waits for no device.
 

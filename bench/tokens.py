@@ -3,8 +3,9 @@
     python -m bench.tokens                 # the table of docs/tokens.md
     python -m bench.tokens --rounds 30
 
-All ways are timed in one process, interleaved round by round, each on a model of its own with the same weights. A number
-is the median over rounds of the time of forward and backward, as a ratio to those of the plain loss within the round.
+All ways are timed in one process, interleaved round by round, each on a model of its own with the same weights. A
+number is the median over rounds of the time of forward and backward, as a ratio to those of the plain loss within the
+round.
 """
 
 import argparse

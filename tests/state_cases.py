@@ -25,6 +25,8 @@ WITHOUT = {
     "Uniform": lambda model: bg.Uniform(),
     "MinNorm": lambda model: bg.MinNorm(),
     "MMPareto": lambda model: bg.MMPareto(),
+    "EqualNorms": lambda model: bg.EqualNorms(),
+    "Project": lambda model: bg.Project("audio"),
     "DGL": lambda model: bg.DGL(model.encoders),
     "Gramian": lambda model: bg.Gramian(lambda gramian: gramian.diagonal().rsqrt()),
 }

@@ -5,10 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer
+from balanced_grad.balancer import Balancer, Level
 from balanced_grad.capture import Balancing, Groups, Losses, ParameterCapture, Params, select, unit_of
 from balanced_grad.checks import vector
 from balanced_grad.records import Problem, Step, Weighting
+from balanced_grad.tokens import Tokens
 
 
 class RowFusion(Balancer):
@@ -25,6 +26,7 @@ class RowFusion(Balancer):
         params: see ``Balancer``.
         groups: which parameters share a call of ``fuse``, see ``Balancer``. Whatever it is, parameters that different
             losses reach, or of another dtype or device, come in different calls.
+        level: ``bg.Tokens(model)`` for rows of one loss by groups of tokens; see ``Balancer``.
 
     Raises:
         TypeError, ValueError: for what ``fuse`` may not return.
@@ -47,8 +49,16 @@ class RowFusion(Balancer):
 
     needs = "rows"
 
-    def __init__(self, *, params: Params | None = None, groups: Groups = "all") -> None:
-        super().__init__(params=params, groups=groups)
+    def __init__(
+        self,
+        *,
+        params: Params | None = None,
+        groups: Groups = "all",
+        level: Level | Tokens = "parameters",
+    ) -> None:
+        if level == "features":
+            raise ValueError("level='features' gives no rows of parameters; leave it out, or give bg.Tokens(model)")
+        super().__init__(params=params, groups=groups, level=level)
 
     @abstractmethod
     def fuse(self, rows: Tensor, problem: Problem) -> Tensor:
@@ -69,7 +79,8 @@ class RowFusion(Balancer):
                 f"{type(self).__name__} takes whole rows of gradients, and the model is sharded by fully_shard: each "
                 "process has a part of them; use a Gramian method such as MinNorm, or a losses-only one"
             )
-        capture = ParameterCapture(losses, self._params, self._partition, self._memory, self._processes)
+        capture = self._capture(losses, features)
+        assert isinstance(capture, ParameterCapture)
         return Balancing(capture, partial(self._fuse_all, capture))
 
     def _fuse_all(self, capture: ParameterCapture, problem: Problem, _: Tensor | None, scale: Tensor) -> None:

@@ -80,6 +80,7 @@ class TokenCapture(ParameterCapture):
     def _planned(self) -> Plan:
         walk = self._walk
         self._layers = look(walk, self._tokens, self._positions)
+        self._tokens.why = self._layers.why
         if not self._layers.split and not self._tokens.owners():
             _refuse_unsplit(self._layers, self._positions)
         anchor = self._tokens.anchor

@@ -80,6 +80,7 @@ class Tokens:
         self.modules = None if modules is None else NamedMembers(modules, "modules")
         self._masks = masks
         self._noted: Masks | None = None
+        self.why: Mapping[Tensor, str] = {}  # of the last batch: what was not split, and the reason
         self._layers = model if layers is None else layers
         watched = [layer for layer in self._layers.modules() if splits(layer)]
         if not watched:
@@ -94,9 +95,9 @@ class Tokens:
         """Under which name each parameter of ``modules`` is."""
         return {} if self.modules is None else self.modules.owners()
 
-    def names(self) -> dict[nn.Module, str]:
-        """What each watched layer is called in the model."""
-        return {module: name for name, module in self.model.named_modules()}
+    def unsplit(self) -> dict[str, str]:
+        """Names of the trained parameters of watched layers that the last batch did not split, and why."""
+        return {name: self.why[p] for name, p in self.model.named_parameters() if p in self.why}
 
     def note(self, tokens: Masks) -> None:
         """The masks of this batch, in the place of those that the model's inputs tell of."""

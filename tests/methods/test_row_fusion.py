@@ -194,8 +194,8 @@ def test_what_may_not_be_returned(returned, error, message):
 
 
 def test_options_without_effect():
-    with pytest.raises(TypeError, match="level"):
-        Sum(level="features")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="level='features' gives no rows"):
+        Sum(level="features")
     with pytest.raises(ValueError, match="uses no features"):
         Sum()({"joint": torch.ones((), requires_grad=True)}, features={"audio": torch.ones(2)})
 
