@@ -13,20 +13,12 @@ from torch import Tensor, nn
 from balanced_grad.capture import (
     Balancing,
     Capture,
-    Delivery,
-    FeatureCapture,
     Groups,
     Losses,
-    Memory,
-    ParameterCapture,
-    ParameterFilter,
     Params,
-    Partition,
     Processes,
     ProcessGroup,
     Route,
-    ShardedCapture,
-    Walk,
     Window,
     eager,
     on_backward,
@@ -40,9 +32,9 @@ from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
 from balanced_grad.records import Problem, Step, Weighting
 from balanced_grad.reuse import Reuse
-from balanced_grad.tokens import Masks, TokenCapture, Tokens
+from balanced_grad.source import Level, Source
+from balanced_grad.tokens import Masks, Tokens
 
-Level = Literal["parameters", "features"]
 Need = Literal["nothing", "losses", "scores", "gramian", "rows"]
 
 _CAPTURED = ("gramian", "rows")  # needs that per-loss gradients serve
@@ -112,42 +104,36 @@ class Balancer(nn.Module, ABC):
         every: int = 1,
     ) -> None:
         super().__init__()
-        self._partition = Partition(groups)
-        if not self._partition.single and (include_exclusive or level == "features"):
-            what = "include_exclusive=True" if include_exclusive else "level='features'"
-            raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
-        if not isinstance(level, Tokens):
-            check_choice("level", level, Level, ", or give bg.Tokens(model)")
         check_choice(f"{type(self).__name__}.needs", self.needs, Need)
-        self._tokens = level if isinstance(level, Tokens) else None
-        if not (self.needs in _CAPTURED or (record_gramian and self._tokens is None)):
+        self._source = Source(params, level, groups, include_exclusive)
+        self.record_gramian = record_gramian
+        if not (self.needs in _CAPTURED or (record_gramian and self._source.tokens is None)):
             refuse(
                 type(self).__name__,
                 "it takes no per-loss gradients; leave it out, or add record_gramian=True (in a method of your own "
                 "that uses problem.gramian, needs = 'gramian')",
                 level=None if level == "parameters" else level,
-                groups=None if self._partition.single else groups,
+                groups=None if self._source.partition.single else groups,
                 include_exclusive=include_exclusive,
             )
+        self._reuse = self._reuse_of(every)
+        self.last: Step | None = None
+        self._factors: Mapping[str, Tensor] = {}
+        self.notices = Notices()  # what has been said of this balancer, so that each thing is said once
+
+    def _reuse_of(self, every: int) -> Reuse | None:
+        """What serves the steps without a solve; None where every step is solved."""
         if not (hasattr(every, "__index__") and every >= 1):
             raise ValueError(f"every={every!r}: give a whole number of steps, 1 or more")
-        if every > 1 and not (self.needs == "gramian" and self._partition.single and self._tokens is None):
-            of_several = "weights of " + ("several problems" if self._tokens is None else "tokens, not of losses")
+        tokens = self._source.tokens is not None
+        if every > 1 and not (self.needs == "gramian" and self._source.partition.single and not tokens):
+            of_several = "weights of " + ("tokens, not of losses" if tokens else "several problems")
             what = of_several if self.needs == "gramian" else "no weights from a Gramian"
             raise ValueError(
                 f"every={every!r} uses the weights of one Gramian again, and {type(self).__name__} has {what}; "
                 "leave every out"
             )
-        self.level: str = "tokens" if isinstance(level, Tokens) else level
-        self.include_exclusive = include_exclusive
-        self.record_gramian = record_gramian
-        self._reuse = Reuse(every) if every > 1 else None
-        self.last: Step | None = None
-        self._factors: Mapping[str, Tensor] = {}
-        self._params = ParameterFilter(params)
-        self._memory = Memory()
-        self._processes = Processes()
-        self.notices = Notices()  # what has been said of this balancer, so that each thing is said once
+        return Reuse(every) if every > 1 else None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Reads the spelling of 0.1, ``needs_gramian = True`` and ``needs_losses = False``, as ``needs``."""
@@ -164,18 +150,28 @@ class Balancer(nn.Module, ABC):
         return self.needs == "gramian"
 
     @property
+    def level(self) -> str:
+        """Where per-loss gradients are taken: ``"parameters"``, ``"features"`` or ``"tokens"``."""
+        return self._source.level
+
+    @property
+    def include_exclusive(self) -> bool:
+        """Whether the Gramian is over what one loss alone reaches, too."""
+        return self._source.include_exclusive
+
+    @property
     def process_group(self) -> ProcessGroup:
         """The processes that train one model: ``"default"``, a process group, or None for this process alone."""
-        return self._processes.group
+        return self.processes.group
 
     @process_group.setter
     def process_group(self, group: ProcessGroup) -> None:
-        self._processes = Processes(group)
+        self._source.processes = Processes(group)
 
     @property
     def processes(self) -> Processes:
         """The processes of ``process_group``, and what they exchange."""
-        return self._processes
+        return self._source.processes
 
     @property
     def factors(self) -> Mapping[str, Tensor]:
@@ -239,17 +235,17 @@ class Balancer(nn.Module, ABC):
         """Called by a ``BalancedOptimizer``: balance the gradients of a whole optimizer step together, or not."""
         if on and self._reuse is not None:
             raise ValueError(f"accumulate='rows' solves once per window, and {self!r} in one call of several; take one")
-        if on and (self.needs not in _CAPTURED or self.level == "features" or self._params.sharded):
+        if on and (self.needs not in _CAPTURED or self.level == "features" or self._source.params.sharded):
             raise ValueError(
                 f"accumulate='rows' keeps the per-loss gradients of whole parameters, and {self!r} takes none; leave "
                 "accumulate out"
             )
-        self._memory.window = Window() if on else None
+        self._source.memory.window = Window() if on else None
 
     def end_step(self) -> None:
         """Called by a ``BalancedOptimizer`` when it has stepped, or dropped the gradients."""
-        if self._memory.window is not None:
-            self._memory.window.close()
+        if self._source.memory.window is not None:
+            self._source.memory.window.close()
 
     @eager
     def forward(
@@ -271,19 +267,19 @@ class Balancer(nn.Module, ABC):
         reused = learning and self.training and self._reuse is not None and self._reuse.serves
         later = self.needs in _CAPTURED and not reused  # no weights before backward(): until then, the plain sum
         captures = later or self.record_gramian
-        exchanges = learning and self._processes.size > 1 and (captures or self.needs != "nothing")
-        with self._processes.together() if exchanges else nullcontext():
-            self._note(tokens)
+        exchanges = learning and self.processes.size > 1 and (captures or self.needs != "nothing")
+        with self.processes.together() if exchanges else nullcontext():
+            self._source.note(type(self).__name__, tokens)
             given = self._admit(losses, features)
             # These refuse, so before any state moves.
             balancing = self._balancing(given, features) if learning and not reused else None
-            restricted = self._restricted(given) if learning and balancing is None else None
+            restricted = self._source.delivery(given) if learning and balancing is None else None
             self._mention_left_out(balancing.route if balancing else restricted)
         problem = Problem(given.names, given.values())
         if later:
             chosen, value = None, problem.losses.sum()
         else:
-            problem = Problem(*self._processes.of_all(problem.names, problem.losses)) if exchanges else problem
+            problem = Problem(*self.processes.of_all(problem.names, problem.losses)) if exchanges else problem
             chosen = self._reused(problem) if reused else self.choose(problem)
             value = problem.losses.sum() if reused else chosen.objective(problem)
         if not learning:
@@ -301,7 +297,7 @@ class Balancer(nn.Module, ABC):
     def _admit(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None) -> Losses:
         """The losses of this batch, checked; what is legal there and yet looks like a mistake is said once."""
         present = Losses.check(losses)
-        self._params.refresh()
+        self._source.params.refresh()
         if self.level != "features":
             captures = self.needs == "gramian" or self.record_gramian
             cure = f"write {type(self).__name__}(level='features'), or leave them out" if captures else self._call
@@ -310,15 +306,6 @@ class Balancer(nn.Module, ABC):
         self._check_names(present.names)
         mention_suspicious(losses, self.notices)
         return present
-
-    def _note(self, tokens: Masks | None) -> None:
-        """The masks of this batch, for the level that takes them."""
-        if self._tokens is None:
-            who = type(self).__name__
-            cure = f"write {who}(level=bg.Tokens(model)), or leave them out"
-            refuse(who, f"level={self.level!r} splits nothing by tokens; {cure}", tokens=tokens)
-        elif tokens is not None:
-            self._tokens.note(tokens)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuse losses that a method could not place: none, where the graph tells what belongs to what."""
@@ -330,36 +317,8 @@ class Balancer(nn.Module, ABC):
             raise TypeError(f"{type(self).__name__} needs rows: derive it from bg.RowFusion, and write fuse()")
         if not (self.needs == "gramian" or self.record_gramian):
             return None
-        capture = self._capture(losses, features)
+        capture = self._source.capture(losses, features)
         return Balancing(capture, partial(self._balance, capture))
-
-    def _capture(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Capture:
-        if self._tokens is not None:
-            if self._params.sharded:
-                raise RuntimeError(
-                    "level=bg.Tokens(...) takes whole rows of gradients, and the model is sharded by fully_shard: each "
-                    "process has a part of them; use DistributedDataParallel"
-                )
-            positions = self._tokens.positions()
-            return TokenCapture(
-                losses, self._tokens, positions, self._params, self._partition, self._memory, self._processes
-            )
-        if self.level == "parameters":
-            kind = ShardedCapture if self._params.sharded else ParameterCapture
-            return kind(losses, self._params, self._partition, self._memory, self._processes)
-        if features is None:
-            raise ValueError(
-                "level='features' needs the encoder outputs: write balancer(losses, features={'audio': z_audio, ...})"
-            )
-        return FeatureCapture(losses, features, self._params, self._processes)
-
-    def _restricted(self, losses: Losses) -> Delivery | None:
-        """For weights from losses only: the one backward, where ``params=`` restricts it."""
-        if not self._params.restricts:
-            return None
-        walk = Walk.of(losses, once=True)
-        leaves = self._params.restrict(walk.names, walk.reach)
-        return Delivery(walk, leaves, left_out=self._params.left_out(walk.reach, walk.names))
 
     def _mention_left_out(self, route: Route | None) -> None:
         if route is not None and route.left_out is not None:
@@ -385,7 +344,7 @@ class Balancer(nn.Module, ABC):
                 problem = replace(problem, gramian=gramian, reach=reach)
                 weights = self.choose(problem).weights
             passed = capture.write(weights)
-        labels = () if self._partition.single else capture.problems
+        labels = () if self._source.partition.single else capture.problems
         self.last = Step(problem.names, problem.losses, weights, gramian, labels, reach, factors=self.factors)
         return passed
 
@@ -408,11 +367,11 @@ class Balancer(nn.Module, ABC):
 
         A method adds its own: ``return {"temperature": self.temperature} | super().settings()``.
         """
-        out: dict[str, object] = {} if self.level == "parameters" else {"level": self._tokens or self.level}
-        out |= {} if self._partition.single else {"groups": self._partition}
+        out: dict[str, object] = {} if self.level == "parameters" else {"level": self._source.tokens or self.level}
+        out |= {} if self._source.partition.single else {"groups": self._source.partition}
         out |= {name: True for name in ("include_exclusive", "record_gramian") if getattr(self, name)}
         out |= {} if self._reuse is None else {"every": self._reuse.every}
-        return out if self._params.given is None else out | {"params": self._params}
+        return out if self._source.params.given is None else out | {"params": self._source.params}
 
     def extra_repr(self) -> str:
         """``settings``, for ``repr``."""

@@ -168,7 +168,7 @@ class BOGC(Stateful, Balancer):
 
     def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing:
         losses.require_graph()
-        capture = BlockCapture(losses, self.block, self._params, self._processes)
+        capture = BlockCapture(losses, self.block, self._source.params, self.processes)
         return Balancing(capture, partial(self._fuse, capture))
 
     def _fuse(self, capture: BlockCapture, problem: Problem, weights: Tensor | None, scale: Tensor) -> None:

@@ -3,10 +3,11 @@ import math
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Groups, Params
 from balanced_grad.methods._lengths import of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.source import Level
 from balanced_grad.tokens import Tokens
 
 

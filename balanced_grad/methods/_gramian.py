@@ -3,11 +3,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Groups, Params, index
 from balanced_grad.checks import vector
 from balanced_grad.methods._torchjd import keeps_state, refuse_other_inputs
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.source import Level
 from balanced_grad.tokens import Tokens
 
 

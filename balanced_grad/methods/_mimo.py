@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from balanced_grad import host
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Params
 from balanced_grad.checks import refuse
 from balanced_grad.host import Number
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.source import Level
 from balanced_grad.state import Stateful
 
 

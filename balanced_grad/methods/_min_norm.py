@@ -5,13 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Groups, Params
 from balanced_grad.choices import check_choice
 from balanced_grad.methods._bounds import Bounds, Interval
 from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
+from balanced_grad.source import Level
 from balanced_grad.tokens import Tokens
 
 Normalize = Literal["none", "l2", "loss", "loss+"]

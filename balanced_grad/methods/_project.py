@@ -1,9 +1,10 @@
 import torch
 
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Groups, Params
 from balanced_grad.methods._lengths import of_unit_size
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.source import Level
 from balanced_grad.tokens import Tokens
 
 

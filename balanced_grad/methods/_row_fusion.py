@@ -5,10 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Balancing, Groups, Losses, ParameterCapture, Params, select, unit_of
 from balanced_grad.checks import vector
 from balanced_grad.records import Problem, Step, Weighting
+from balanced_grad.source import Level
 from balanced_grad.tokens import Tokens
 
 
@@ -74,12 +75,12 @@ class RowFusion(Balancer):
 
     def _balancing(self, losses: Losses, features: Mapping[str, Tensor] | None) -> Balancing:
         losses.require_graph()
-        if self._params.sharded:
+        if self._source.params.sharded:
             raise RuntimeError(
                 f"{type(self).__name__} takes whole rows of gradients, and the model is sharded by fully_shard: each "
                 "process has a part of them; use a Gramian method such as MinNorm, or a losses-only one"
             )
-        capture = self._capture(losses, features)
+        capture = self._source.capture(losses, features)
         assert isinstance(capture, ParameterCapture)
         return Balancing(capture, partial(self._fuse_all, capture))
 

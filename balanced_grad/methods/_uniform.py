@@ -3,9 +3,10 @@ from collections.abc import Mapping
 
 import torch
 
-from balanced_grad.balancer import Balancer, Level
+from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Params
 from balanced_grad.records import Problem, Weighting
+from balanced_grad.source import Level
 
 
 class Uniform(Balancer):

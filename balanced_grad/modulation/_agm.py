@@ -172,7 +172,7 @@ class AGM(Stateful, Balancer):
         share_of = dict(zip(names, values.unbind(), strict=True))
         row = [self._score(share_of[name], labels) if name in share_of else None for name in self.modalities]
         here = torch.stack([shares.new_full((), torch.nan) if s is None else s.to(shares) for s in row])
-        return across_ranks(here, self._processes)
+        return across_ranks(here, self.processes)
 
     def _score(self, share: Tensor, labels: Tensor) -> Tensor:
         return scalar(self.loss(share, labels), share, "AGM's loss=", self.notices)

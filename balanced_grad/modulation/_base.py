@@ -105,8 +105,8 @@ class Modulation(Stateful, Balancer):
                 micro-batches, ``L_m`` is the mean, so that the score is that of the whole batch.
         """
         learning = torch.is_grad_enabled()
-        with self._processes.together() if learning else nullcontext():
-            self._note(tokens)
+        with self.processes.together() if learning else nullcontext():
+            self._source.note(type(self).__name__, tokens)
             given = self._admit(losses, features)
             problem = Problem(given.names, given.values())
             if not learning:
@@ -122,7 +122,7 @@ class Modulation(Stateful, Balancer):
                 kind, row = self._scores_as, converted(row, "score", self._scores_as)
             delivery = Delivery(Walk.of(given, once=True), None)
         weights = self.choose(problem).weights
-        row = across_ranks(row, self._processes)
+        row = across_ranks(row, self.processes)
         seen = converted(row, kind, "score")
         active = self.stop_after is None or self._steps < self.stop_after
         coefficients = self._coefficients(comparable(row, kind)) if active else torch.ones_like(seen)

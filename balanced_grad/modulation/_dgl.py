@@ -72,7 +72,7 @@ class DGL(Balancer):
         tokens: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
-        self._note(tokens)
+        self._source.note(type(self).__name__, tokens)
         present = self._admit(losses, features)
         problem = Problem(present.names, present.values())
         weighting = self.choose(problem)

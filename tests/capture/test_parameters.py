@@ -159,7 +159,7 @@ class TestCapture:
             if seed % 4:
                 del inputs[MODALITIES[seed % 4 - 1]]
             balancer(model.losses(inputs, label)).backward()
-            sizes.add(balancer._memory.arena.nbytes)
+            sizes.add(balancer._source.memory.arena.nbytes)
         full = 4 * (3 * 36 * 2 + 4 * 44)  # encoders: joint and own; trunk: all four; rows padded to 16 bytes
         assert max(sizes) <= 2 * full
-        assert copy.deepcopy(balancer)._memory.arena.nbytes == 0
+        assert copy.deepcopy(balancer)._source.memory.arena.nbytes == 0

@@ -37,7 +37,7 @@ def test_rows_are_those_that_a_step_keeps():
     model, balancer = LateFusion(MODALITIES), bg.MinNorm()
     report = check(model.losses(*make_batch(MODALITIES)), model)
     balancer(model.losses(*make_batch(MODALITIES))).backward()
-    assert report.rows == balancer._memory.arena.nbytes
+    assert report.rows == balancer._source.memory.arena.nbytes
     plain = sum(p.nbytes for p in model.parameters())
     exclusive = sum(part.row for part in report.parts if not part.shared)
     assert report.traffic == {"losses": plain + 16, "features": plain + 144, "parameters": report.rows + exclusive + 16}

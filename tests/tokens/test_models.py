@@ -78,7 +78,7 @@ def test_frozen_layers_are_no_work(name):
     balancer = bg.MinNorm(level=tokens)
     balancer({"joint": loss}).backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert balancer._memory.arena.nbytes <= 4 * len(balancer.last.names) * (trained + 64 * len(layers))
+    assert balancer._source.memory.arena.nbytes <= 4 * len(balancer.last.names) * (trained + 64 * len(layers))
 
 
 @vlms

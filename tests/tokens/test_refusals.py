@@ -92,7 +92,7 @@ def test_a_weight_used_outside_of_its_layer_is_summed_plainly():
     model.zero_grad()
     model(ids()).backward()
     torch.testing.assert_close(got, model.embed.weight.grad)
-    assert any("outside" in why for why in balancer._tokens.unsplit().values())
+    assert any("outside" in why for why in balancer._source.tokens.unsplit().values())
 
 
 def test_masks_are_of_one_batch():
