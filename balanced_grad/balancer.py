@@ -106,6 +106,7 @@ class Balancer(nn.Module, ABC):
         super().__init__()
         check_choice(f"{type(self).__name__}.needs", self.needs, Need)
         self._source = Source(params, level, groups, include_exclusive)
+        self.include_exclusive = include_exclusive
         self.record_gramian = record_gramian
         if not (self.needs in _CAPTURED or (record_gramian and self._source.tokens is None)):
             refuse(
@@ -154,10 +155,9 @@ class Balancer(nn.Module, ABC):
         """Where per-loss gradients are taken: ``"parameters"``, ``"features"`` or ``"tokens"``."""
         return self._source.level
 
-    @property
-    def include_exclusive(self) -> bool:
-        """Whether the Gramian is over what one loss alone reaches, too."""
-        return self._source.include_exclusive
+    @level.setter
+    def level(self, level: str) -> None:
+        self._source.level = level
 
     @property
     def process_group(self) -> ProcessGroup:

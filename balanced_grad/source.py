@@ -46,7 +46,6 @@ class Source:
             check_choice("level", level, Level, ", or give bg.Tokens(model)")
         self.tokens = level if isinstance(level, Tokens) else None
         self.level: str = "tokens" if isinstance(level, Tokens) else level
-        self.include_exclusive = include_exclusive
         self.params = ParameterFilter(params)
         self.memory = Memory()
         self.processes = Processes()

@@ -4,7 +4,7 @@ from balanced_grad.capture._delivery import Delivery
 from balanced_grad.capture._eager import eager
 from balanced_grad.capture._features import FeatureCapture
 from balanced_grad.capture._gradients import gradients
-from balanced_grad.capture._graph import leads_to, looked_through, reached
+from balanced_grad.capture._graph import anchor, leads_to, looked_through, reached
 from balanced_grad.capture._hidden import refuse_hidden
 from balanced_grad.capture._hook import on_backward, weighted
 from balanced_grad.capture._inner import index, select, unit_of
@@ -45,6 +45,7 @@ __all__ = [
     "Walk",
     "Window",
     "accumulate",
+    "anchor",
     "eager",
     "exclusive",
     "gradients",

@@ -12,6 +12,8 @@ from balanced_grad.capture._hidden import trains_by_itself
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
+_ANCHOR = "_balanced_grad_anchor"  # attribute of an anchor
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -29,6 +31,13 @@ class Reached:
     nodes: set["Node"] = field(default_factory=set)
     noted: list["Node"] = field(default_factory=list)
     custom: list["Node"] = field(default_factory=list)
+
+
+def anchor(device: torch.device | None) -> Tensor:
+    """A leaf ``()`` to lead backwards through places of a graph: it is nobody's, and walks do not see it."""
+    leaf = torch.zeros((), requires_grad=True, device=device)
+    setattr(leaf, _ANCHOR, True)
+    return leaf
 
 
 def reached(loss: Tensor | GradientEdge, kinds: Collection[type] = (), stop: Collection["Node"] = ()) -> Reached:
@@ -61,7 +70,8 @@ def reached(loss: Tensor | GradientEdge, kinds: Collection[type] = (), stop: Col
         following = node.next_functions
         leaf = None if following else getattr(node, "variable", None)  # only AccumulateGrad nodes hold one
         if leaf is not None:
-            out.leaves.setdefault(leaf, []).append(node)
+            if not hasattr(leaf, _ANCHOR):
+                out.leaves.setdefault(leaf, []).append(node)
             continue
         out.nodes.add(node)
         if type(node) in kinds:

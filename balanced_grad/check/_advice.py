@@ -10,15 +10,19 @@ from balanced_grad.names import sounds_fused
 _APART = 100.0  # ratio of two losses' values from which their scales are worth a look
 
 
-def of_losses(losses: Mapping[str, float], missing: Sequence[str], sets: Sequence[tuple[str, ...]]) -> list[str]:
+def of_losses(
+    losses: Mapping[str, float], missing: Sequence[str], sets: Sequence[tuple[str, ...]], *, split: bool = False
+) -> list[str]:
     """Sentences about names, values and what is reached.
 
     Args:
         losses: name -> value.
         missing: names whose loss is None in this batch.
         sets: per part of the model, the losses that reach it.
+        split: whether one loss is split by tokens, and so needs no other.
     """
-    return [*_about_names(losses, missing, sets), *_about_values(losses), *_about_reach(losses, sets)]
+    about_names = [] if split else _about_names(losses, missing, sets)
+    return [*about_names, *_about_values(losses), *_about_reach(losses, sets)]
 
 
 def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -27,7 +31,8 @@ def _about_names(losses: Mapping[str, float], missing: Sequence[str], sets: Sequ
     elif len(losses) == 1:
         yield (
             f"{next(iter(losses))!r} is the only loss, so there is nothing to balance; give a loss per modality too: "
-            "bg.attach(model, {'audio': model.audio_encoder, ...}, num_outputs=...) makes them for a model without"
+            "bg.attach(model, {'audio': model.audio_encoder, ...}, num_outputs=...) makes them for a model without; "
+            "where the modalities are tokens of one transformer, level=bg.Tokens(model) splits this one"
         )
     fused = [name for name in losses if name != JOINT and sounds_fused(name)]
     if JOINT not in losses and not fused:

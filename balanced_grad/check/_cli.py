@@ -53,7 +53,7 @@ def main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _check(function: Callable[[], object], target: str) -> int:
     batch = batch_of(function, target)
     report = _told(
-        lambda: check.check(batch.losses, batch.model, optimizer=batch.optimizer),
+        lambda: check.check(batch.losses, batch.model, optimizer=batch.optimizer, tokens=batch.tokens),
         f"the losses of {target} cannot be balanced",
     )
     print(report)

@@ -5,9 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from balanced_grad.tokens import Tokens
+
 RETURNS = (
     "it must return (model, losses), or the losses: a mapping such as {'joint': loss, 'audio': audio_loss}; "
-    "an optimizer and a mapping of features may follow: (model, losses, optimizer, features)"
+    "an optimizer, a mapping of features and a bg.Tokens may follow: (model, losses, optimizer, features)"
 )
 
 
@@ -19,6 +21,7 @@ class Batch:
     model: nn.Module | None = None
     optimizer: Optimizer | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Tokens | None = None
 
     @classmethod
     def of(cls, result: object, target: str) -> "Batch":
@@ -27,7 +30,7 @@ class Batch:
         Raises:
             TypeError: for anything else than ``RETURNS`` says.
         """
-        if not (isinstance(result, tuple) and 2 <= len(result) <= 4):
+        if not (isinstance(result, tuple) and 2 <= len(result) <= 5):
             return cls(_mapping(result, f"{target} returns an object"))
         model, losses, *rest = result
         if not isinstance(model, nn.Module):
@@ -36,6 +39,8 @@ class Batch:
         for position, thing in enumerate(rest, 3):
             if isinstance(thing, Mapping):
                 more["features"] = {name: feature for name, feature in thing.items() if feature is not None}
+            elif isinstance(thing, Tokens):
+                more["tokens"] = thing
             elif hasattr(thing, "param_groups"):
                 more["optimizer"] = thing
             elif thing is not None:

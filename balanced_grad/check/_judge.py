@@ -13,15 +13,16 @@ from balanced_grad.check._replay import Call, Replay
 from balanced_grad.check._separate import Separate
 from balanced_grad.check._text import said
 from balanced_grad.check._verification import Verdict
-from balanced_grad.methods import Uniform
+from balanced_grad.methods import Gramian, Uniform
 from balanced_grad.notices import InactiveBalancerWarning
 
 _SCALE = 4.0  # of the loss, as GradScaler has one; a power of two, like the weights, so that neither costs precision
 
-LOSSES_ONLY, PER_LOSS, FEATURES = (
+LOSSES_ONLY, PER_LOSS, FEATURES, TOKENS = (
     "losses only (MIMO, Uniform)",
     "per-loss gradients (MinNorm, MMPareto)",
     "level='features'",
+    "level=bg.Tokens(model)",
 )
 _SETTINGS: dict[str, dict[str, Any]] = {
     LOSSES_ONLY: {},
@@ -31,9 +32,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def judge(replay: Replay, separate: Separate, tolerances: Mapping[str, float], tolerance: float) -> list[Verdict]:
-    """All kinds of methods, features only where they are given."""
+    """All kinds of methods, features and groups of tokens only where they are given."""
     kinds = [LOSSES_ONLY, PER_LOSS, *([FEATURES] if separate.features else [])]
-    return [_verdict(replay, separate, kind, tolerances, tolerance) for kind in kinds]
+    verdicts = [_verdict(replay, separate, kind, tolerances, tolerance) for kind in kinds]
+    return [*verdicts, *([_of_tokens(replay, separate, tolerances, tolerance)] if separate.tokens else [])]
 
 
 def _verdict(
@@ -52,8 +54,7 @@ def _verdict(
         except Exception as error:
             return Verdict(kind, refused=said(error))
         grads = {name: grad / _SCALE for name, grad in kept(step.tensors).items()}
-    wrong = errors(grads, separate.balanced, separate.sizes)
-    wrong = {name: error for name, error in wrong.items() if error > tolerances.get(name, tolerance)}
+    wrong = _wrong(grads, separate, tolerances, tolerance)
     gramian = None
     assert balancer.last is not None
     if balancer.last.gramian is not None:
@@ -61,6 +62,29 @@ def _verdict(
         distance = _distance(balancer.last.gramian, _gramian(rows, meeting))
         gramian = distance if distance > 2 * max([tolerance, *tolerances.values()]) else None
     return Verdict(kind, wrong, gramian)
+
+
+def _of_tokens(replay: Replay, separate: Separate, tolerances: Mapping[str, float], tolerance: float) -> Verdict:
+    """Rows of one loss that all have the weight 1 are its plain gradient."""
+    with replay.step() as step:
+        step.require(separate.names)
+        assert step.batch.tokens is not None
+        try:
+            balancer = Gramian(lambda gramian: torch.ones_like(gramian.diagonal()), level=step.batch.tokens)
+            balancer.process_group = None
+            (balancer(step.losses_by_name) * _SCALE).backward()
+        except Exception as error:
+            return Verdict(TOKENS, refused=said(error))
+        (weight,) = separate.weights.values()
+        grads = {name: weight * grad / _SCALE for name, grad in kept(step.tensors).items()}
+    return Verdict(TOKENS, _wrong(grads, separate, tolerances, tolerance))
+
+
+def _wrong(
+    grads: Mapping[str, Tensor], separate: Separate, tolerances: Mapping[str, float], tolerance: float
+) -> dict[str, float]:
+    found = errors(grads, separate.balanced, separate.sizes)
+    return {name: error for name, error in found.items() if error > tolerances.get(name, tolerance)}
 
 
 def _meeting(step: Call) -> Collection[str] | None:

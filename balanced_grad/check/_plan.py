@@ -11,10 +11,16 @@ from balanced_grad.check._names import covering
 from balanced_grad.check._reach import Reach
 from balanced_grad.check._report import Bystander, Part, Report
 from balanced_grad.check._text import listed
+from balanced_grad.check._tokens import Split
+from balanced_grad.tokens import Tokens
 
 
 def check(
-    losses: Mapping[str, Tensor | None], model: nn.Module | None = None, *, optimizer: Optimizer | None = None
+    losses: Mapping[str, Tensor | None],
+    model: nn.Module | None = None,
+    *,
+    optimizer: Optimizer | None = None,
+    tokens: Tokens | None = None,
 ) -> Report:
     """The plan for these losses: what each of them reaches, and what it costs to balance them.
 
@@ -24,6 +30,7 @@ def check(
         losses: as for a balancer: name -> scalar with a graph, or None.
         model: whose names parameters get in the report; also shows which ones no loss reaches.
         optimizer: the one that will step; shows which parameters it does not hold.
+        tokens: the ``bg.Tokens(model)`` that watched the forward pass; shows how the one loss splits, layer by layer.
 
     Raises:
         TypeError, ValueError, RuntimeError: for what a balancer would refuse.
@@ -51,13 +58,15 @@ def check(
     missed = [name for parameter, name in names.items() if parameter.requires_grad and parameter not in reached]
     unreached = covering(missed, list(names.values()))
     values = dict(zip(present.names, present.values().tolist(), strict=True))
-    notes = _advice.of_losses(values, [name for name in losses if name not in values], [part.losses for part in parts])
+    missing, sets = [name for name in losses if name not in values], [part.losses for part in parts]
+    notes = _advice.of_losses(values, missing, sets, split=tokens is not None)
     notes += _about_model(present, reach, model)
     notes += [f"no loss reaches {listed(unreached)}: they will not be trained by this batch"] if unreached else []
     if optimizer is not None:
         notes += not_trained(optimizer, {p: names.get(p, _shape(p)) for p in reach.parameters}, names, reach.bystanders)
+    split = None if tokens is None else Split.of(present, tokens, names)
     cost = measure(present, reach.plan)
-    return Report(values, parts, tuple(unreached), cost, tuple(bystanders), tuple(notes))
+    return Report(values, parts, tuple(unreached), cost, tuple(bystanders), tuple(notes), split)
 
 
 def _parts(losses: Losses, reach: Reach, names: Mapping[Tensor, str]) -> tuple[Part, ...]:

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 from balanced_grad.check._cost import Cost
 from balanced_grad.check._text import listed, size, table, wrapped
+from balanced_grad.check._tokens import Split
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Report:
         cost: times of the backwards, measured on the batch.
         bystanders: tensors that are no parameters; they count in no row and no traffic.
         notes: what looks like a mistake, a sentence each.
+        split: how one loss splits by tokens, where a ``bg.Tokens`` was given.
     """
 
     losses: dict[str, float]
@@ -61,10 +63,13 @@ class Report:
     cost: Cost
     bystanders: tuple[Bystander, ...] = ()
     notes: tuple[str, ...] = ()
+    split: Split | None = None
 
     @property
     def rows(self) -> int:
         """Bytes that a method that takes per-loss gradients keeps: a row per loss wherever two or more meet."""
+        if self.split is not None:
+            return self.split.rows
         return sum(part.row * len(part.losses) for part in self.parts if part.shared)
 
     @property
@@ -75,6 +80,8 @@ class Report:
         """
         plain = sum(part.nbytes for part in self.parts)
         count = len(self.losses)
+        if self.split is not None:
+            return {"losses": plain + 4 * count, "parameters": plain + self.split.more + 4 * count}
         return {
             "losses": plain + 4 * count,
             "features": plain + 8 * count**2 + 4 * count,
@@ -93,21 +100,20 @@ class Report:
             rows = [(" + ".join(each.losses), f"a tensor of shape {each.shape}") for each in self.bystanders]
             lines += ["", "not a parameter of the model: gets its .grad, and counts in no row, weight or traffic"]
             lines += table([("reached by", "what"), *rows])
-        plain, each = 1e3 * self.cost.plain, 1e3 * self.cost.per_loss
-        lines += [
-            "",
-            "cost of methods that take per-loss gradients (MinNorm, MMPareto, Gramian)",
-            f"  rows          {size(self.rows)} kept between steps",
-            f"  backward      {each:.2f} ms, one per loss; of the plain sum {plain:.2f} ms (measured on this batch)",
-            f"  step          about {self.cost.ratio:.2f}x a plain one, if a forward takes half of a backward",
-            "  losses only (MIMO, Uniform): no rows, one backward, 1.00x",
-            "",
-            "traffic of data-parallel training: bytes reduced per process and step",
-        ]
+        lines += ["", *(self._cost() if self.split is None else self.split.lines())]
+        lines += ["", "traffic of data-parallel training: bytes reduced per process and step"]
         labels = {"losses": "losses only", "features": "level='features'", "parameters": "per-loss gradients"}
         lines += [f"  {labels[kind]:<20}{size(count)}" for kind, count in self.traffic.items()]
         lines += [""] if self.advice else []
         return "\n".join([*lines, *(line for note in self.advice for line in wrapped("note: ", note))])
+
+    def _cost(self) -> Iterator[str]:
+        plain, each = 1e3 * self.cost.plain, 1e3 * self.cost.per_loss
+        yield "cost of methods that take per-loss gradients (MinNorm, MMPareto, Gramian)"
+        yield f"  rows          {size(self.rows)} kept between steps"
+        yield f"  backward      {each:.2f} ms, one per loss; of the plain sum {plain:.2f} ms (measured on this batch)"
+        yield f"  step          about {self.cost.ratio:.2f}x a plain one, if a forward takes half of a backward"
+        yield "  losses only (MIMO, Uniform): no rows, one backward, 1.00x"
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         yield "reached by", "numbers", "rows", "where"

@@ -14,12 +14,14 @@ class Separate:
     names: tuple[str, ...]
     grads: list[dict[str, Tensor]]
     features: list[dict[str, Tensor]]
+    tokens: bool = False  # whether groups of tokens are given
 
     @classmethod
     def of(cls, replay: Replay) -> "Separate":
         """A call and a backward per loss; where features are given, one more of each."""
         with replay.step() as step:
             names, has_features = step.losses.names, bool(step.batch.features)
+            tokens = step.batch.tokens is not None
         grads, features = [], []
         for index in range(len(names)):
             with replay.step() as step:
@@ -30,7 +32,7 @@ class Separate:
                 with replay.step() as step:
                     step.require(names)
                     features.append(_at_features(step, index))
-        return cls(names, grads, features)
+        return cls(names, grads, features, tokens)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -31,7 +31,8 @@ def verify(function: Callable[[], object]) -> Verification:
 
     Args:
         function: without arguments; runs one batch and returns ``(model, losses)``, or the losses alone. An optimizer
-            and a mapping of features may follow; ``level="features"`` is verified where features are given.
+            and a mapping of features may follow; ``level="features"`` is verified where features are given, and so is
+            a ``bg.Tokens(model)``.
 
     Raises:
         TypeError, ValueError: for what the function returns; and whatever the function raises.

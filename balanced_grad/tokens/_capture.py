@@ -1,6 +1,4 @@
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,37 +13,18 @@ from balanced_grad.capture import (
     Plan,
     Processes,
     Rule,
-    Walk,
     accumulate,
     exclusive,
     index,
-    reached,
     unsharded_ids,
 )
-from balanced_grad.tokens._masks import REST, Positions
-from balanced_grad.tokens._split import matching, positions_of, split
+from balanced_grad.tokens._layers import look, refuse_unsplit
+from balanced_grad.tokens._masks import Positions
+from balanced_grad.tokens._split import split
 from balanced_grad.tokens._tag import tag_type
 from balanced_grad.tokens._tokens import Tokens
 
-if TYPE_CHECKING:
-    from torch.autograd.graph import Node
-
 PLAIN = ""  # what is not split, among the names of a plan: no group is called so
-
-
-@dataclass(frozen=True)
-class Layers:
-    """How the layers that one loss came through are split.
-
-    Attributes:
-        tags: the nodes behind the calls of layers that are split.
-        split: the parameters that all groups reach.
-        why: parameters of watched layers that are not split, and the reason.
-    """
-
-    tags: list[Any]
-    split: set[Tensor]
-    why: dict[Tensor, str]
 
 
 class TokenCapture(ParameterCapture):
@@ -82,9 +61,8 @@ class TokenCapture(ParameterCapture):
         self._layers = look(walk, self._tokens, self._positions)
         self._tokens.why = self._layers.why
         if not self._layers.split and not self._tokens.owners():
-            _refuse_unsplit(self._layers, self._positions)
-        anchor = self._tokens.anchor
-        reach, bystanders = self._params.divide({p: losses for p, losses in walk.reach.items() if p is not anchor})
+            refuse_unsplit(self._layers, self._positions)
+        reach, bystanders = self._params.divide(walk.reach)
         self._params.refuse_unreached(walk.names, reach)
         walk.refuse_hidden()
         self._params.check(walk, reach, unsharded_ids())
@@ -180,56 +158,3 @@ class TokenCapture(ParameterCapture):
         """``(..., K)`` weights of the groups among those of the plan."""
         out = weights.new_ones(*weights.shape[:-1], len(self._plan.names))
         return out.index_copy_(-1, self._heard(weights.device), weights)
-
-
-def look(walk: Walk, tokens: Tokens, positions: Positions) -> Layers:
-    """Which parameters are split: those whose every use is a tagged call over the positions of the masks."""
-    kind = tag_type()
-    noted: list[Any] = [node for node in walk.each[0].noted if type(node) is kind]
-    met = [tag for tag in noted if tag.call.anchor is tokens.anchor]  # others may watch the same layers
-    elsewhere = _beside_tags(walk.tensors[0], met)
-    calls: dict[Tensor, list[bool]] = {}
-    shapes: dict[Tensor, torch.Size] = {}
-    for tag in met:
-        layer = tag.call.layer
-        shape = positions_of(layer, tag.call.shape)
-        for parameter in layer._parameters.values():
-            if parameter is not None and parameter.requires_grad:
-                calls.setdefault(parameter, []).append(matching(shape, positions.shape))
-                shapes[parameter] = shape
-    why: dict[Tensor, str] = {}
-    for parameter, fits in calls.items():
-        if not all(fits):
-            why[parameter] = (
-                f"its positions are {tuple(shapes[parameter])}, those of the masks {tuple(positions.shape)}"
-            )
-        elif parameter in elsewhere:
-            why[parameter] = "it is used outside of its layer too"
-    chosen = set(calls) - set(why)
-    tags = [tag for tag in met if any(p in chosen for p in tag.call.layer._parameters.values())]
-    return Layers(tags, chosen, why)
-
-
-def _beside_tags(loss: Tensor, tags: list[Any]) -> Mapping[Tensor, object]:
-    """The leaves that the loss reaches by another way than through a tagged layer."""
-    inside: set[Node] = {tag.next_functions[0][0] for tag in tags}
-    first = reached(loss, stop=inside)
-    out: dict[Tensor, object] = dict(first.leaves)
-    seen = inside | first.nodes
-    for tag in tags:
-        start = tag.call.upstream
-        if start is not None and start.node not in seen:
-            further = reached(start, stop=seen)
-            out |= further.leaves
-            seen |= further.nodes
-    return out
-
-
-def _refuse_unsplit(layers: Layers, positions: Positions) -> None:
-    names = [name for name in positions.names if name != REST]
-    why = sorted(set(layers.why.values()))
-    raise ValueError(
-        f"no trainable layer that the loss reaches is split into {names}: "
-        + ("; ".join(why) if why else "none of those that bg.Tokens(model) watches was called in this forward pass")
-        + ". Give masks over the positions that the layers see, or the model that was called"
-    )

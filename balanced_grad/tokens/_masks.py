@@ -38,6 +38,10 @@ class Positions:
         self._columns: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._indices: list[Tensor] | None = None
 
+    def counts(self) -> dict[str, int]:
+        """How many positions each group has; waits for the device."""
+        return dict(zip(self.names, self._flat.sum(1).tolist(), strict=True))
+
     def masks(self, like: Tensor) -> Tensor:
         """``(M, N)`` ones and zeros, in the dtype and on the device of ``like``."""
         kind = like.device, like.dtype

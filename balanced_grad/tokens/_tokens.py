@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from balanced_grad.capture import anchor
 from balanced_grad.members import Named, NamedMembers
 from balanced_grad.tokens._masks import Positions
 from balanced_grad.tokens._split import splits
@@ -75,7 +76,7 @@ class Tokens:
                 f"masks is a {type(masks).__name__}; give a function of the model's inputs, or the masks of a batch in "
                 "the call: balancer(losses, tokens={'image': mask})"
             )
-        self.anchor = torch.zeros((), requires_grad=True, device=_device(model))
+        self.anchor = anchor(_device(model))
         self.model = model
         self.modules = None if modules is None else NamedMembers(modules, "modules")
         self._masks = masks
@@ -103,9 +104,9 @@ class Tokens:
         """The masks of this batch, in the place of those that the model's inputs tell of."""
         self._noted = tokens
 
-    def positions(self) -> Positions:
-        """The groups of this batch."""
-        masks, self._noted = self._noted, None
+    def positions(self, *, keep: bool = False) -> Positions:
+        """The groups of this batch, which are asked for once, or kept for another who asks."""
+        masks, self._noted = self._noted, self._noted if keep else None
         if masks is None:
             raise ValueError(
                 "nothing says which position is of which modality: write balancer(losses, tokens={'image': mask, "
