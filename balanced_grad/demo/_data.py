@@ -72,14 +72,14 @@ def build(name: str, title: str, views: Mapping[str, Array], labels: Array, spli
 
 
 def scale(x: Array, train: Array) -> Array:
-    """Bytes of images to [0, 1] with a channel axis; anything else standardised by the training items.
+    """Standardised by the training items, images with a channel axis.
+
+    Images, bytes too: left in [0, 1] they are nearly all of one sign, and an encoder's first features hardly vary.
 
     ``x`` is ``(n, d)`` or ``(n, height, width)``, ``train`` the mask of the training items.
     """
-    if x.dtype == np.uint8 and x.ndim == 3:
-        return (x.astype(np.float32) / 255)[:, None]
     x = x.astype(np.float64)
-    axes = 0 if x.ndim == 2 else None  # an image that is not bytes keeps its relative brightness
+    axes = 0 if x.ndim == 2 else None  # an image keeps its relative brightness
     mean, std = x[train].mean(axes), np.asarray(x[train].std(axes))
     # A feature that never varies in training says nothing; divided by almost zero it would shout in test.
     x = (x - mean) / np.where(std > 1e-6, std, 1.0)
