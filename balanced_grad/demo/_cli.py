@@ -17,6 +17,7 @@ from balanced_grad.demo._compare import compare
 from balanced_grad.demo._data import Dataset, DemoError
 from balanced_grad.demo._digits import load_digits
 from balanced_grad.demo._folder import available, load_folder
+from balanced_grad.demo._packaged import PACKAGED
 from balanced_grad.demo._report import headline, numbers, table
 from balanced_grad.demo._train import BALANCED, BATCH, Method
 
@@ -39,8 +40,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help=f"{' or '.join(BUILT_IN)} (built in), or a set in --data such as mfeat or avmnist:clean,noisy"
-        " (default: digits)",
+        help=f"{' or '.join(BUILT_IN)} (built in), {', '.join(PACKAGED)} (in packages that balanced-grad[bench] "
+        "brings), or a set in --data such as mfeat or avmnist:clean,noisy (default: digits)",
     )
     parser.add_argument(
         "--data",
@@ -120,7 +121,9 @@ def load(dataset: str, folder: Path | None) -> Dataset:
     """Load the data set of that name."""
     if dataset in BUILT_IN:
         return load_digits(hard=dataset == "digits-hard")
-    built_in = f"built in: {', '.join(BUILT_IN)}"
+    if dataset in PACKAGED:
+        return PACKAGED[dataset]()
+    built_in = f"built in: {', '.join((*BUILT_IN, *PACKAGED))}"
     if folder is None:
         raise DemoError(f"unknown data set {dataset!r}; {built_in}; for others name their folder with --data")
     if not folder.is_dir():

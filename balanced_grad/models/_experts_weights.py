@@ -110,7 +110,7 @@ def finite(outputs: Tensor) -> tuple[Tensor, float]:
     return outputs.masked_fill(excluded, floor), floor
 
 
-def cross_validate(items: Validation) -> dict[float, Tensor]:
+def cross_validate(items: Validation, center: int | None = None) -> dict[float, Tensor]:
     """Held-out negative log-likelihood ``(N,)`` of each item for each shrinkage, in folds drawn with a fixed seed."""
     folds = min(FOLDS, len(items))
     if folds < 2:
@@ -119,10 +119,16 @@ def cross_validate(items: Validation) -> dict[float, Tensor]:
     losses = {shrinkage: torch.zeros(len(items), dtype=torch.double, device="cpu") for shrinkage in SHRINKAGES}
     for k in range(folds):
         seen, held = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
-        fitter = Fitter(items[seen])
+        fitter = Fitter(items[seen], center)
         for shrinkage, per_item in losses.items():
             per_item[held] = items[held].item_losses(fitter.exponents(shrinkage))
     return losses
+
+
+def lowest(losses: dict[float, Tensor]) -> float:
+    """The shrinkage that is best; of those that differ by rounding, the largest."""
+    best = min(float(per_item.mean()) for per_item in losses.values())
+    return max(shrinkage for shrinkage, per_item in losses.items() if float(per_item.mean()) <= best + _TIE)
 
 
 def one_standard_error(losses: dict[float, Tensor]) -> float:
@@ -136,9 +142,13 @@ def one_standard_error(losses: dict[float, Tensor]) -> float:
     return max(shrinkage for shrinkage, per_item in losses.items() if close(per_item))
 
 
-def fit(items: Validation, shrinkage: float) -> Tensor:
-    """``argmin_{w ≥ 0} NLL(w) + ρ/2 Σ_e ((w_e - w̄) / u)²``, ``u`` the exponent of the best expert alone: ``(E,)``."""
-    return Fitter(items).exponents(shrinkage)
+def fit(items: Validation, shrinkage: float, center: int | None = None) -> Tensor:
+    """``argmin_{w ≥ 0} NLL(w) + ρ/2 Σ_e ((w_e - c_e) / u)²``: ``(E,)``.
+
+    ``u`` is the exponent of the best expert alone, ``c`` the mean of all exponents, or with ``center`` that expert's
+    exponent and zeros.
+    """
+    return Fitter(items, center).exponents(shrinkage)
 
 
 def fit_common(items: Validation, weights: Tensor) -> float:
@@ -151,8 +161,9 @@ def fit_common(items: Validation, weights: Tensor) -> float:
 class Fitter:
     """Fits of the same items under several shrinkages."""
 
-    def __init__(self, items: Validation) -> None:
+    def __init__(self, items: Validation, center: int | None = None) -> None:
         self.items = items
+        self.center = center
         self._scales: dict[float, tuple[float, float]] = {}
         self._every = torch.eye(len(items.outputs), dtype=torch.double, device="cpu")
 
@@ -161,18 +172,19 @@ class Fitter:
         return _sharpest(self.items, lambda doubt: self._fit(shrinkage, doubt))
 
     def _fit(self, shrinkage: float, doubt: float) -> Tensor:
-        if doubt not in self._scales:
-            self._scales[doubt] = _common(self.items, self._every.sum(0), doubt), self._unit(doubt)
-        common, unit = self._scales[doubt]
         ones = self._every.sum(0)
+        middle = ones if self.center is None else self._every[self.center]
+        if doubt not in self._scales:
+            self._scales[doubt] = _common(self.items, middle, doubt), self._unit(doubt)
+        common, unit = self._scales[doubt]
         if math.isinf(shrinkage) or len(ones) == 1:
-            return common * ones
+            return common * middle
         if unit == 0:  # no expert says anything alone, so together they do not either: the problem is convex
             return 0 * ones
 
         def objective(weights: Tensor) -> Tensor:
-            spread = ((weights - weights.mean()) / unit).square().sum()
-            return self.items.doubted(weights, doubt) + 0.5 * shrinkage * spread
+            away = weights - weights.mean() if self.center is None else weights * (1 - middle)
+            return self.items.doubted(weights, doubt) + 0.5 * shrinkage * (away / unit).square().sum()
 
         return minimise(objective, (common or unit / len(ones)) * ones)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from balanced_grad.demo._cli import BUILT_IN, FOLDER
 from balanced_grad.demo._cli import load as load_demo
 from balanced_grad.demo._data import Dataset, DemoError
+from balanced_grad.demo._packaged import PACKAGED
 from bench.accuracy._clips import FORMS, load_clips
 from bench.accuracy._generated import TASKS, load_generated
-from bench.accuracy._packaged import PACKAGED
 from bench.accuracy._sequences import TITLES, load_sequences
 
 PUBLIC = dict.fromkeys(FORMS, load_clips) | dict.fromkeys(TITLES, load_sequences)  # read in their published form
@@ -19,10 +19,8 @@ def load(name: str) -> Dataset:
     """Load a generated task, the built-in digits, a set inside a package, or one in ``$BALANCED_GRAD_DATA``."""
     if name in TASKS:
         return load_generated(name)
-    if name in PACKAGED:
-        return PACKAGED[name]()
     folder = os.environ.get(FOLDER)
-    if name not in BUILT_IN and not folder:
+    if name not in (*BUILT_IN, *PACKAGED) and not folder:
         known = ", ".join((*TASKS, *BUILT_IN, *PACKAGED))
         raise DemoError(f"unknown data set {name!r}; built in: {known}; for others set {FOLDER} to their folder")
     if folder and name in PUBLIC:

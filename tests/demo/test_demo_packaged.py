@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from balanced_grad.demo import _packaged
+from balanced_grad.demo._cli import load
 from balanced_grad.demo._data import DemoError
-from bench.accuracy import _packaged
-from bench.accuracy._data import load
-from bench.accuracy._packaged import PACKAGED, WATCH, Source
+from balanced_grad.demo._packaged import PACKAGED, WATCH, Source
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from bench.accuracy._packaged import PACKAGED, WATCH, Source
     ],
 )
 def test_what_is_in_them(name, items, classes, shapes):
-    data = load(name)
+    data = load(name, None)
     assert tuple(map(len, (data.train, data.val, data.test))) == items
     assert data.classes == classes
     assert data.shapes == shapes
@@ -34,13 +34,13 @@ def test_every_column_of_leaf_is_in_one_view_but_those_that_people_wrote():
     table = _packaged._table(_packaged.LEAF)
     said = ["rownames", "species", "apex", "base", "shape"]
     said += [f"{kind}_edge" for kind in ("denate", "lobed", "smooth", "toothed", "undulate")]
-    assert len(table.columns) - len(said) == sum(size for (size,) in load("leaf").shapes.values())
+    assert len(table.columns) - len(said) == sum(size for (size,) in load("leaf", None).shapes.values())
 
 
 def test_nobody_wears_the_watch_in_two_parts():
     found = np.load(WATCH.read(), allow_pickle=True).item()
     windows = [len(recording) // _packaged.WINDOW for recording in found["X"]]
-    counts = {person: 0 for person in found["subject"]}
+    counts = dict.fromkeys(found["subject"], 0)
     for person, count in zip(found["subject"], windows, strict=True):
         counts[person] += count
     people = np.random.default_rng(0).permutation(sorted(counts))
