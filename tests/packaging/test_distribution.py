@@ -71,6 +71,19 @@ def isolated(site, *arguments, cwd):
     return run(sys.executable, "-I", "-S", "-W", "error", "-c", code, *arguments, cwd=cwd)
 
 
+def test_the_page_on_an_index_has_no_link_beside_it(built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        page = wheel.read(name).decode().partition("\n\n")[2]
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert any(link.endswith(".png") for link in links)
+    here = re.findall(r"\]\(docs/([^)#\s]+)", (ROOT / "README.md").read_text())
+    assert [file for file in here if not (ROOT / "docs" / file).exists()] == []
+
+
 def test_the_version_is_in_one_place(built):
     wheel, sdist = built
     assert wheel.name == f"balanced_grad-{bg.__version__}-py3-none-any.whl"
