@@ -1,7 +1,7 @@
 """One command on a fresh machine: sets up ``.venv`` beside this file, as far as the task needs it, then does the task.
 
 python3 run.py demo      train on embedded real data, print the table, write the picture to demo-out/
-python3 run.py test      lint, types, tests (doctests and the examples of README and docs too), strict docs build
+python3 run.py test      lint, spelling, types, tests (doctests and the examples of README and docs too), strict docs build
 python3 run.py docs      build the documentation into site/
 python3 run.py bench     subroutine-time benchmarks
 python3 run.py coverage  lines and branches that the tests reach, in one process
@@ -66,6 +66,7 @@ def test(*extra: str) -> None:
         return call("pytest", *extra)
     call("ruff", "check", ".")
     call("ruff", "format", "--check", ".")
+    call("codespell_lib")
     call("mypy")
     docs()
     return call("pytest")

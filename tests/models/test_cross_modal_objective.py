@@ -122,7 +122,7 @@ class TestLosses:
             assert vi.objective({}, {"audio": never}, kind=kind) == ({}, {})
 
     def test_where_only_the_device_knows_the_loss_is_zero_without_gradient(self):
-        """What a mask on a device does, on the CPU: the collapse of masks there is by-passed."""
+        """What a mask on a device does, on the CPU: the collapse of masks there is bypassed."""
         vi, inputs = network(ALL, steps=2), batch(ALL)
         read_batch = vi._read(inputs, None)
         read_batch.known["text"] = torch.zeros(7, dtype=torch.bool)
