@@ -7,7 +7,7 @@ from balanced_grad.guard import HeldOut, endless, hold_out
 from balanced_grad.methods import MIMO, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
 from balanced_grad.modulation import AGM, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
-from balanced_grad.optim import BalancedOptimizer
+from balanced_grad.optim import BalancedOptimizer, freeze, warm_up
 from balanced_grad.records import Problem, Step, Trust, Weighting
 from balanced_grad.state import Stateful
 from balanced_grad.tokens import Tokens
@@ -43,6 +43,8 @@ __all__ = [
     "Weighting",
     "attach",
     "endless",
+    "freeze",
     "hold_out",
     "scores",
+    "warm_up",
 ]
