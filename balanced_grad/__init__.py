@@ -2,6 +2,7 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.dropout import ModalityDropout, drop_modalities
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import HeldOut, endless, hold_out
 from balanced_grad.methods import MIMO, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
@@ -30,6 +31,7 @@ __all__ = [
     "InactiveBalancerWarning",
     "MMPareto",
     "MinNorm",
+    "ModalityDropout",
     "ModalityGroups",
     "Modulation",
     "Problem",
@@ -42,6 +44,7 @@ __all__ = [
     "Uniform",
     "Weighting",
     "attach",
+    "drop_modalities",
     "endless",
     "freeze",
     "hold_out",
