@@ -48,6 +48,8 @@ def over_items(
                 f"present[{name!r}] says which items have {name!r}, but its loss is one number for all of them; give "
                 f"a loss per item (B,), e.g. cross_entropy(..., reduction='none'), or leave out present[{name!r}]"
             )
+    if not per_item:
+        return dict(losses)
     kept = {
         name: checked_mask(name, masks[name], len(loss), loss.device)
         for name, loss in per_item.items()
@@ -70,7 +72,7 @@ def _mean(losses: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor
 
 def _weights(weigh: ItemWeights | None, losses: Mapping[str, Tensor], present: Present) -> dict[str, Tensor]:
     """What the hook returned, checked: finite wherever it counts is for the hook to see to."""
-    if weigh is None or not losses:
+    if weigh is None:
         return {}
     with torch.no_grad():
         given = weigh({name: loss.detach() for name, loss in losses.items()}, present)
