@@ -16,7 +16,6 @@ from balanced_grad.optim._rates import Rate, Rates
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
 from balanced_grad.optim._scaled_update import ScaledUpdate
 from balanced_grad.optim._silence import SilenceWatch
-from balanced_grad.records import Step
 
 _CALL_IT = "call backward() on balancer(losses), and give the optimizer the very balancer that is called"
 Accumulate = Literal["gradients", "rows"]
@@ -118,7 +117,6 @@ class BalancedOptimizer(Optimizer):
         self._activity = ActivityWatch(balancer, _CALL_IT)
         self._check_modalities()
         self._rates = Rates(rates, self.modalities)
-        self._noted: Step | None = None  # the record that has this optimizer's rates in it
         check_choice("accumulate", accumulate, Accumulate)
         balancer.accumulate_rows(accumulate == "rows")
         balancer.resolve_target(is_scale_invariant(self.base))
@@ -216,8 +214,8 @@ class BalancedOptimizer(Optimizer):
     def _note(self, rates: Mapping[str, float]) -> None:
         """The rates in the record of this step; once, because who watches a balancer looks for new records."""
         last = self.balancer.last
-        if rates and last is not None and last is not self._noted:
-            self._noted = self.balancer.last = replace(last, rates=rates)
+        if last is not None and not rates.keys() <= last.rates.keys():
+            self.balancer.last = replace(last, rates={**last.rates, **rates})
 
     def _only_reports(self) -> bool:
         """Whether nothing but the report of silent modalities is expected: the balancer's weights are fixed."""
@@ -235,7 +233,7 @@ class BalancedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the whole __dict__: schedulers and trainers put their own step() on the instance.
-        mine = ("base", "balancer", "modalities", "_watch", "_activity", "_rates", "_noted")
+        mine = ("base", "balancer", "modalities", "_watch", "_activity", "_rates")
         return {name: self.__dict__[name] for name in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -132,6 +132,18 @@ def test_the_rates_are_in_the_record_and_in_the_log():
     assert "rates" not in bg.Step(("joint",), torch.ones(1)).to_dict()
 
 
+def test_two_optimizers_of_one_balancer_note_their_own_rates():
+    net, balancer = model(), bg.Uniform()
+    one, two = (
+        bg.BalancedOptimizer(optim.SGD([p], lr=0.1), balancer, modalities={name: p}, rates={name: rate})
+        for (name, p), rate in zip(net.modalities.items(), (2.0, 3.0), strict=True)
+    )
+    balancer(net.losses(0)).backward()
+    one.step()
+    two.step()
+    assert balancer.last.rates == {"audio": 2.0, "video": 3.0}
+
+
 def test_a_balancer_that_is_not_called_is_reported_also_beside_rates():
     net, balancer = model(), bg.MIMO()
     optimizer = wrapped(net, balancer, {"audio": 2.0})
