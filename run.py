@@ -1,7 +1,7 @@
 """One command on a fresh machine: sets up ``.venv`` beside this file, as far as the task needs it, then does the task.
 
 python3 run.py demo      train on embedded real data, print the table, write the picture to demo-out/
-python3 run.py test      lint, spelling, types, tests (doctests and the examples of README and docs too), strict docs build
+python3 run.py test      lint, spelling, types, tests (doctests, all examples of README and docs), strict docs build
 python3 run.py docs      build the documentation into site/
 python3 run.py bench     subroutine-time benchmarks
 python3 run.py coverage  lines and branches that the tests reach, in one process

@@ -2,12 +2,13 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.dropout import ModalityDropout, drop_modalities
 from balanced_grad.evidence import BOGC
-from balanced_grad.guard import HeldOut, endless, hold_out
-from balanced_grad.methods import MIMO, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
-from balanced_grad.modulation import AGM, DGL, MLB, OGM, ModalityGroups, Modulation, scores
+from balanced_grad.guard import GradientBlending, HeldOut, endless, hold_out
+from balanced_grad.methods import MIMO, Alternate, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
+from balanced_grad.modulation import AGM, ARL, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
-from balanced_grad.optim import BalancedOptimizer
+from balanced_grad.optim import BalancedOptimizer, freeze, warm_up
 from balanced_grad.records import Problem, Step, Trust, Weighting
 from balanced_grad.state import Stateful
 from balanced_grad.tokens import Tokens
@@ -16,20 +17,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AGM",
+    "ARL",
     "BOGC",
     "DGL",
     "MIMO",
     "MLB",
     "OGM",
+    "Alternate",
     "Attachment",
     "BalancedOptimizer",
     "Balancer",
     "EqualNorms",
+    "GradientBlending",
     "Gramian",
     "HeldOut",
     "InactiveBalancerWarning",
     "MMPareto",
     "MinNorm",
+    "ModalityDropout",
     "ModalityGroups",
     "Modulation",
     "Problem",
@@ -42,7 +47,10 @@ __all__ = [
     "Uniform",
     "Weighting",
     "attach",
+    "drop_modalities",
     "endless",
+    "freeze",
     "hold_out",
     "scores",
+    "warm_up",
 ]

@@ -30,6 +30,7 @@ from balanced_grad.checks import reads_gramian, refuse, weighting
 from balanced_grad.choices import check_choice
 from balanced_grad.names import mention_suspicious
 from balanced_grad.notices import Notices
+from balanced_grad.presence import ItemWeights, Present
 from balanced_grad.records import Problem, Step, Weighting
 from balanced_grad.reuse import Reuse
 from balanced_grad.source import Level, Source
@@ -61,6 +62,10 @@ class Balancer(nn.Module, ABC):
     ``balancer.factors``, a mapping of loss name -> ``()`` tensor, multiplies the weights that the method chooses; a
     loss that is not named keeps its own, and so does a parameter without weights (see ``groups``). ``HeldOut`` sets
     it, and so may you.
+
+    A loss per item ``(B,)`` counts by its mean over the items that have the modality. ``balancer.item_weights`` may
+    weigh them: a function from detached losses ``(B,)`` and presence masks ``(B,)``, by name, to weights ``(B,)`` of
+    some of them, called in training without a graph; then ``L_m = Σ_i w_i p_i ℓ_i / Σ_i p_i``. Default None.
 
     Args:
         params: the parameters that may receive gradients: ``model.parameters()``, ``named_parameters()``, whose names
@@ -120,6 +125,7 @@ class Balancer(nn.Module, ABC):
         self._reuse = self._reuse_of(every)
         self.last: Step | None = None
         self._factors: Mapping[str, Tensor] = {}
+        self.item_weights: ItemWeights | None = None
         self.notices = Notices()  # what has been said of this balancer, so that each thing is said once
 
     def _reuse_of(self, every: int) -> Reuse | None:
@@ -254,14 +260,18 @@ class Balancer(nn.Module, ABC):
         features: Mapping[str, Tensor] | None = None,
         *,
         tokens: Masks | None = None,
+        present: Present | None = None,
     ) -> Tensor:
         """The scalar to call ``backward()`` on.
 
         Args:
-            losses: name -> scalar with a graph, or None for a modality missing in this batch (or leave its
-                key out). ``"joint"`` is the fused prediction's loss, every other name a modality.
+            losses: name -> scalar with a graph, or one number per item ``(B,)``, or None for a modality missing in this
+                batch (or leave its key out). ``"joint"`` is the fused prediction's loss, every other name a modality.
             features: with ``level="features"``, name -> encoder output that the losses were computed from.
             tokens: with ``level=bg.Tokens(model)``, modality -> boolean mask of its positions.
+            present: name -> ``(B,)`` boolean, which items count in a loss per item; what stands in the slots of the
+                others has no influence. A loss that no item has is missing where the mask is on the CPU; elsewhere,
+                where looking would wait for the device, it is 0 with zero gradient.
         """
         learning = torch.is_grad_enabled()
         reused = learning and self.training and self._reuse is not None and self._reuse.serves
@@ -270,7 +280,7 @@ class Balancer(nn.Module, ABC):
         exchanges = learning and self.processes.size > 1 and (captures or self.needs != "nothing")
         with self.processes.together() if exchanges else nullcontext():
             self._source.note(type(self).__name__, tokens)
-            given = self._admit(losses, features)
+            given = self._admit(losses, features, present)
             # These refuse, so before any state moves.
             balancing = self._balancing(given, features) if learning and not reused else None
             restricted = self._source.delivery(given) if learning and balancing is None else None
@@ -294,18 +304,23 @@ class Balancer(nn.Module, ABC):
             return on_backward(value, partial(restricted, weights), restricted.through)
         return weighted(value, weights, given.tensors)
 
-    def _admit(self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None) -> Losses:
+    def _admit(
+        self,
+        losses: Mapping[str, Tensor | None],
+        features: Mapping[str, Tensor] | None,
+        present: Present | None = None,
+    ) -> Losses:
         """The losses of this batch, checked; what is legal there and yet looks like a mistake is said once."""
-        present = Losses.check(losses)
+        given = Losses.check(losses, present, self.item_weights if torch.is_grad_enabled() else None)
         self._source.params.refresh()
         if self.level != "features":
             captures = self.needs == "gramian" or self.record_gramian
             cure = f"write {type(self).__name__}(level='features'), or leave them out" if captures else self._call
             where = "level='parameters'" if captures else "it"
             refuse(type(self).__name__, f"{where} uses no features; {cure}", features=features)
-        self._check_names(present.names)
+        self._check_names(given.names)
         mention_suspicious(losses, self.notices)
-        return present
+        return given
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuse losses that a method could not place: none, where the graph tells what belongs to what."""

@@ -29,6 +29,7 @@ class Step:
         coefficients: modality -> factor ``()`` on its encoder's gradient or update, beside the scores.
         trust: of a method that weighs evidence, what it believed; None for others.
         factors: loss -> factor ``()`` of a guard on the weight that the method chose; it is in ``weights``.
+        rates: modality -> learning rate relative to the optimizer's, a plain number: ``BalancedOptimizer(rates=)``.
     """
 
     names: tuple[str, ...]
@@ -41,9 +42,10 @@ class Step:
     coefficients: Mapping[str, Tensor] = field(default_factory=dict)
     trust: "Trust | None" = None
     factors: Mapping[str, Tensor] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """Losses, weights, scores, coefficients and factors by name as floats, for logging; waits for the device.
+        """Losses, weights, scores, coefficients, factors and rates by name, for logging; waits for the device.
 
         Of several problems, those under ``"weights"`` are ``mean_weights()``, beside one ``"weights/<label>"`` each
         with the losses that meet there.
@@ -53,6 +55,8 @@ class Step:
         for kind, values in by_name.items():
             if values:
                 out[kind] = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        if self.rates:
+            out["rates"] = dict(self.rates)
         if self.weights is None:
             return out
         mean = self.mean_weights()

@@ -16,6 +16,10 @@ METHODS = {
     "BOGC, steps": lambda model: bg.BOGC(model.encoders, StepVariance(), layers="all"),
     "BOGC, windows": lambda model: bg.BOGC(model.encoders, MicroBatchVariance(3)),
     "BOGC, draws": lambda model: bg.BOGC(model.heads, Laplace(curvature="softmax", draws=2), layers="all"),
+    "MIMO, dropped": lambda model: bg.MIMO(ramp_steps=9),
+    "Alternate": lambda model: bg.Alternate(["audio", "video"], period=2),
+    "ARL": lambda model: bg.ARL(model.encoders, stop_after=8),
+    "GradientBlending": lambda model: bg.GradientBlending(every=2, warm_up=2),
     "AGM": lambda model: bg.AGM(("audio", "video")),
     "HeldOut": lambda model: bg.HeldOut(bg.MIMO(ema=0.8), every=3, warm_up=0),
     "HeldOut, OGM": lambda model: bg.HeldOut(bg.OGM(model.encoders), every=2, warm_up=1),
@@ -39,10 +43,13 @@ class Balanced(nn.Module):
         super().__init__()
         self.model = LateFusion(trunk="DGL" not in kind)
         self.balancer = (METHODS | WITHOUT)[kind](self.model)
+        self.dropout = bg.ModalityDropout(0.4) if "dropped" in kind else None
         self.kind = kind
 
     def forward(self, audio, video, labels):
         inputs = {"audio": audio, "video": video}
+        if self.dropout is not None:
+            inputs, _ = self.dropout(inputs)
         guarded = self.training and isinstance(self.balancer, bg.HeldOut)
         if guarded and self.balancer.due:
             with torch.no_grad():
@@ -50,8 +57,12 @@ class Balanced(nn.Module):
         losses = self.model.losses(inputs, labels)
         if "AGM" in self.kind:
             losses["joint"] = self.modulated(inputs, labels)
+        options = {"scores": self.balancer.scores(self.unimodal())} if "ARL" in self.kind else {}
         self.model.features = {}  # what has a graph cannot be copied
-        return {"loss": self.balancer(losses)}
+        return {"loss": self.balancer(losses, **options)}
+
+    def unimodal(self):
+        return {m: self.model.heads[m](self.model.trunk(z).tanh()) for m, z in self.model.features.items()}
 
     def modulated(self, inputs, labels):
         def logits(present):

@@ -36,6 +36,7 @@ class Case(Balanced):
         super(Balanced, self).__init__()
         self.model = LateFusion(trunk=kind != "DGL")
         self.balancer = EVERY[kind](self.model)
+        self.dropout = bg.ModalityDropout(0.4) if "dropped" in kind else None
         self.kind = kind
 
 

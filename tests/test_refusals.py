@@ -21,7 +21,7 @@ CAPTURING = [bg.MinNorm, lambda: bg.MIMO(record_gramian=True)]
         ([torch.ones(())], TypeError, "mapping of name -> scalar tensor, got list"),
         ({"audio": 1.5}, TypeError, "'audio' is a float, not a tensor"),
         ({3: torch.ones(())}, TypeError, "loss names are strings, got 3"),
-        ({"audio": torch.ones(4)}, ValueError, r"'audio' has shape \(4,\).*losses\['audio'\].mean\(\)"),
+        ({"audio": torch.ones(4, 2)}, ValueError, r"'audio' has shape \(4, 2\).*losses\['audio'\].mean\(\)"),
         ({"audio": torch.ones((), dtype=torch.long)}, TypeError, "'audio' has dtype torch.int64"),
         ({"audio": torch.ones(())}, ValueError, "'audio' has no graph"),
         ({"a": torch.ones(()), "b": torch.ones((), device="meta")}, ValueError, "'b' is on meta but 'a' is on cpu"),

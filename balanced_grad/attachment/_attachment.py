@@ -11,6 +11,7 @@ from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
 from balanced_grad.labels import Labels, Task
 from balanced_grad.modulation import Muted, TaskScores, score
+from balanced_grad.presence import Present, checked_mask, nobody
 
 
 class Source(Protocol):
@@ -60,7 +61,7 @@ class Attachment(nn.Module):
             )
         return logits
 
-    def losses(self, joint: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, joint: Tensor | None, labels: Tensor, present: Present | None = None) -> dict[str, Tensor]:
         """``{"joint": joint, modality: loss, ...}`` for a balancer, and the last batch released.
 
         Args:
@@ -68,6 +69,8 @@ class Attachment(nn.Module):
             labels: ``(B,)`` class indices, of which -100 are left out, or shares of classes ``(B, outputs)``; labels
                 ``(B, outputs)`` in [0, 1], of which NaN and -100 are left out; or targets ``(B,)`` or
                 ``(B, outputs)``, of which NaN are left out.
+            present: modality -> ``(B,)`` boolean, for modalities that some items lack: the others are left out of the
+                loss of that modality.
 
         Where nothing is labelled the modalities are left out; where only a look at a device could tell, their losses
         are 0 with zero gradient.
@@ -77,7 +80,7 @@ class Attachment(nn.Module):
             TypeError, ValueError: for labels that do not fit the task or the logits, and on the CPU, where looking is
                 free, for values that the task does not have.
         """
-        pairs = self._fitted(self.logits(), labels)
+        pairs = self._fitted(self.logits(), labels, present)
         if self._watch is not None and torch.is_grad_enabled():
             self._watch.look(name for name in pairs if not self._stepped(name))
         cut = sorted(self._source.cut)
@@ -92,22 +95,30 @@ class Attachment(nn.Module):
         out = {} if joint is None else {JOINT: joint}
         return out | {name: task_loss(self.task, *pair) for name, pair in pairs.items() if not pair[1].nothing}
 
-    def scores(self, labels: Tensor) -> TaskScores:
+    def scores(self, labels: Tensor, present: Present | None = None) -> TaskScores:
         """How well each modality alone predicts the last batch: ``bg.scores``, before or after ``losses``."""
         with torch.no_grad():
             fresh = self._source.logits()
         if not (fresh or self._detached):
             self.logits()  # says what is missing
         logits = fresh or self._detached
-        pairs = self._fitted(logits, labels)
+        pairs = self._fitted(logits, labels, present)
         return TaskScores({name: score(self.task, *pair) for name, pair in pairs.items()}, self.task)
 
-    def _fitted(self, logits: dict[str, Tensor], labels: Tensor) -> dict[str, tuple[Tensor, Labels]]:
+    def _fitted(
+        self, logits: dict[str, Tensor], labels: Tensor, present: Present | None
+    ) -> dict[str, tuple[Tensor, Labels]]:
         if self.muted is None:
             cure = "if the encoder's output was read wrongly, give pool=, a function from it to features (B, D)"
         else:
             cure = "if the model's output was read wrongly, give logits=, a function from it to logits"
-        return {name: fitted(self.task, name, each, labels, cure) for name, each in logits.items()}
+        pairs = {name: fitted(self.task, name, each, labels, cure) for name, each in logits.items()}
+        for name, mask in ({} if present is None else present).items():
+            if name in pairs:
+                each, read = pairs.pop(name)
+                here = checked_mask(name, mask, len(each), each.device)
+                pairs |= {} if nobody(here) else {name: (each, read.among(here))}
+        return pairs
 
     def _stepped(self, name: str) -> bool:
         """Whether an optimizer has a state for the head: it has moved, even if past the version of its parameters."""

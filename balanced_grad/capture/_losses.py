@@ -4,6 +4,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from balanced_grad.presence import ItemWeights, Present, over_items
+
 JOINT = "joint"  # the reserved name of the fused prediction's loss
 
 
@@ -15,27 +17,33 @@ class Losses:
     tensors: tuple[Tensor, ...]
 
     @classmethod
-    def check(cls, losses: Mapping[str, Tensor | None]) -> "Losses":
-        """Drop the missing ones (``None``) and refuse what no method could use."""
+    def check(
+        cls,
+        losses: Mapping[str, Tensor | None],
+        present: Present | None = None,
+        weigh: ItemWeights | None = None,
+    ) -> "Losses":
+        """Drop the missing ones (``None``), average those per item, and refuse what no method could use."""
         if not isinstance(losses, Mapping):
             raise TypeError(
                 f"losses must be a mapping of name -> scalar tensor, got {type(losses).__name__}; "
                 "write {'joint': loss, 'audio': audio_loss, ...}"
             )
-        present = {name: loss for name, loss in losses.items() if loss is not None}
-        if not present:
-            what = f"all of {list(losses)} are None" if losses else "the mapping is empty"
+        found = {name: loss for name, loss in over_items(losses, present, weigh).items() if loss is not None}
+        if not found:
+            none = "are None" if present is None else "are None, or no item has them"
+            what = f"all of {list(losses)} {none}" if losses else "the mapping is empty"
             raise ValueError(f"no loss to balance: {what}; give at least one scalar loss")
-        tensors = tuple(_scalar(name, loss) for name, loss in present.items())
+        tensors = tuple(_scalar(name, loss) for name, loss in found.items())
         device = tensors[0].device
-        for name, loss in zip(present, tensors, strict=True):
+        for name, loss in zip(found, tensors, strict=True):
             if loss.device != device:
-                first = next(iter(present))
+                first = next(iter(found))
                 raise ValueError(
                     f"loss {name!r} is on {loss.device} but {first!r} is on {device}; "
                     f"move it with losses[{name!r}].to({str(device)!r})"
                 )
-        return cls(tuple(present), tensors)
+        return cls(tuple(found), tensors)
 
     def require_graph(self) -> None:
         """Refuse losses that would silently contribute no gradient."""
@@ -66,7 +74,8 @@ def _scalar(name: str, loss: Tensor) -> Tensor:
         )
     if loss.numel() != 1:
         raise ValueError(
-            f"loss {name!r} has shape {tuple(loss.shape)}, not a scalar; reduce it, e.g. losses[{name!r}].mean()"
+            f"loss {name!r} has shape {tuple(loss.shape)}, not that of a scalar or of one number per item (B,); reduce "
+            f"it, e.g. losses[{name!r}].mean()"
         )
     if not loss.is_floating_point():
         raise TypeError(f"loss {name!r} has dtype {loss.dtype}; a loss is a real floating-point scalar")

@@ -10,6 +10,7 @@ from balanced_grad.choices import check_choice
 from balanced_grad.guard._seen import Seen
 from balanced_grad.guard._transfer import Transfer
 from balanced_grad.guard._wrapper import Wrapper
+from balanced_grad.presence import Present
 from balanced_grad.state import Stateful
 
 GuardTarget = Literal["auxiliary", "encoder"]
@@ -140,17 +141,17 @@ class HeldOut(Stateful, Wrapper):
 
     @torch.inference_mode(False)  # what is kept must serve in training
     @torch.no_grad()
-    def observe(self, losses: Mapping[str, Tensor | None]) -> None:
+    def observe(self, losses: Mapping[str, Tensor | None], present: Present | None = None) -> None:
         """Take in the losses of one held-out batch, of which any graph is ignored, and choose the factors anew.
 
         Call it under ``torch.no_grad()``, with the model in the state in which it is to be judged. A modality that is
-        missing keeps its factor.
+        missing keeps its factor. Losses per item ``(B,)`` count by their mean over the items ``present``.
         """
         with self.processes.together():
-            present = Losses.check(losses)
+            given = Losses.check(losses, present)
             if not self._seen:
                 raise RuntimeError("observe() before the first training step: there is nothing to compare with yet")
-            train, held_out = self._seen.means(), dict(zip(present.names, present.values().unbind(), strict=True))
+            train, held_out = self._seen.means(), dict(zip(given.names, given.values().unbind(), strict=True))
         if self.processes.size > 1:
             train, held_out = self._over_processes(train, held_out)
         self._warn_of_unknown(held_out)

@@ -72,9 +72,13 @@ class Track(NamedTuple):
 
     def error(self, decay: float) -> Number:
         """Standard error of what was gained: that of ``T - H``, and that of ``L_0``, the mean of two batches."""
+        return (self.excess_variance(decay) + self.start_noise / 2) ** 0.5
+
+    def excess_variance(self, decay: float) -> Number:
+        """Squared standard error of ``H - T``, which does not depend on the start."""
         past = decay ** host.at_least(self.checks, 1.0)
         share = (1 - decay) / (1 + decay) * (1 + past) / (1 - past)  # variance of an average over that of one check
-        return (self.noise * share + self.start_noise / 2) ** 0.5
+        return self.noise * share
 
 
 class Transfer:
@@ -87,7 +91,7 @@ class Transfer:
     more than ``z s``, or in the first checks, there is nothing to judge and ``ρ`` is 1.
 
     Nothing here waits for a device. A non-finite value, or a loss that is missing, leaves what is known of that
-    loss as it is.
+    loss as it is. ``tracks`` holds what is known, by name.
 
     Args:
         decay: of the moving averages, per check, bias corrected.
@@ -99,33 +103,33 @@ class Transfer:
         self.decay = decay
         self.confidence = confidence
         self.warm_up = warm_up
-        self._tracks: dict[str, Track] = {}
+        self.tracks: dict[str, Track] = {}
 
     def observe(self, train: Mapping[str, Tensor], held_out: Mapping[str, Tensor]) -> None:
         """Take in the mean training loss since the last check and the held-out loss of this one, ``()`` each."""
         names = [name for name in train if name in held_out]
         pairs = zip(*(host.numbers(losses[name] for name in names) for losses in (train, held_out)), strict=True)
         for name, (mine, theirs) in zip(names, pairs, strict=True):
-            before = Track(*(host.beside(mine, number) for number in self._tracks.get(name, Track())))
-            self._tracks[name] = before.after(mine, theirs, self.decay)
+            before = Track(*(host.beside(mine, number) for number in self.tracks.get(name, Track())))
+            self.tracks[name] = before.after(mine, theirs, self.decay)
 
     def ratios(self) -> dict[str, Tensor]:
         """``ρ`` of each loss seen so far, ``()``."""
-        ratios = {name: t.ratio(self.decay, self.confidence, self.warm_up) for name, t in self._tracks.items()}
+        ratios = {name: t.ratio(self.decay, self.confidence, self.warm_up) for name, t in self.tracks.items()}
         return {name: x if isinstance(x, Tensor) else torch.tensor(x, device="cpu") for name, x in ratios.items()}
 
     def generalised(self, name: str) -> Tensor:
         """Whether this loss has ever learnt something that carries over; boolean ``()``, false for one never seen."""
-        flag = self._tracks.get(name, Track()).generalised
+        flag = self.tracks.get(name, Track()).generalised
         return flag > 0 if isinstance(flag, Tensor) else torch.tensor(flag > 0, device="cpu")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: nine numbers per loss, ``(9,)`` where they are tensors."""
-        return {name: _together(track) for name, track in self._tracks.items()}
+        return {name: _together(track) for name, track in self.tracks.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """What ``state`` gave, on whatever device it was."""
-        self._tracks = {name: self._restored(numbers) for name, numbers in state.items()}
+        self.tracks = {name: self._restored(numbers) for name, numbers in state.items()}
 
     def _restored(self, numbers: Iterable[Number]) -> Track:
         numbers = list(numbers)

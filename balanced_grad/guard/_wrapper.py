@@ -32,6 +32,7 @@ class Wrapper(Balancer):
     process_group = _of_inner("process_group")
     factors = _of_inner("factors")
     notices = _of_inner("notices")
+    item_weights = _of_inner("item_weights")
 
     balancer: Balancer
 

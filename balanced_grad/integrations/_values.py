@@ -13,6 +13,7 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
         conflict         share of these pairs whose inner product is negative
         score/NAME, coefficient/NAME   of a method that modulates encoders
         factor/NAME      of a guard
+        rate/NAME        learning rate of a modality, relative to the optimizer's
 
     The cosine and the conflict are there where per-loss gradients were taken: by a method that needs them, or with
     ``record_gramian=True``. A pair in which a gradient is zero does not count; of no pair, both are 0.
@@ -48,6 +49,7 @@ def log_values(step: Step | None, prefix: str = "balance/") -> dict[str, Tensor]
     out |= {f"score/{name}": score for name, score in step.scores.items()}
     out |= {f"coefficient/{name}": factor for name, factor in step.coefficients.items()}
     out |= {f"factor/{name}": factor for name, factor in step.factors.items()}
+    out |= {f"rate/{name}": step.losses.new_full((), rate) for name, rate in step.rates.items()}
     return {f"{prefix}{name}": value for name, value in out.items()}
 
 

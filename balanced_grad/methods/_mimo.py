@@ -12,6 +12,7 @@ from balanced_grad.capture import JOINT, Params
 from balanced_grad.checks import refuse
 from balanced_grad.host import Number
 from balanced_grad.methods._smooth_max import smooth_max, smooth_max_on_host
+from balanced_grad.presence import Present, over_items
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.source import Level
 from balanced_grad.state import Stateful
@@ -110,10 +111,18 @@ class MIMO(Stateful, Balancer):
         self._averages: dict[str, tuple[Number, Number]] = {}  # decayed sum and count of each modality's losses
 
     def forward(
-        self, losses: Mapping[str, Tensor | None], features: Mapping[str, Tensor] | None = None, **options: Any
+        self,
+        losses: Mapping[str, Tensor | None],
+        features: Mapping[str, Tensor] | None = None,
+        *,
+        present: Present | None = None,
+        **options: Any,
     ) -> Tensor:
         """The scalar to call ``backward()`` on; see ``Balancer.forward``."""
-        scalar: Tensor = super().forward(_without_non_finite(losses), features, **options)
+        if isinstance(losses, Mapping):  # else the base says so
+            weigh = self.item_weights if torch.is_grad_enabled() else None
+            losses = _without_non_finite(over_items(losses, present, weigh))
+        scalar: Tensor = super().forward(losses, features, **options)
         return scalar
 
     def weigh(self, problem: Problem) -> Weighting:
@@ -207,7 +216,7 @@ def _without_non_finite(losses: Mapping[str, Tensor | None]) -> Mapping[str, Ten
     """Losses on the CPU without the non-finite uni-modal ones; elsewhere as they are, since looking would wait."""
     bad = [
         name
-        for name, loss in (losses.items() if isinstance(losses, Mapping) else ())
+        for name, loss in losses.items()
         if name != JOINT
         and isinstance(loss, Tensor)
         and loss.is_cpu

@@ -1,12 +1,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
 from balanced_grad.labels import Task
 from balanced_grad.models._experts import ProductOfExperts
 from balanced_grad.models._experts_fit import WeightFit, fit_weights
+from balanced_grad.presence import Present
 
 
 class ProductOfHeads(nn.Module):
@@ -56,16 +58,30 @@ class ProductOfHeads(nn.Module):
         """Weight of each head where all are there; ones before ``fit``."""
         return dict(zip(self._names, self.pool.weights.tolist(), strict=True))
 
-    def forward(self, outputs: Mapping[str, Tensor | None]) -> Tensor:
-        """Log-probabilities (of a classification) from the heads' outputs by name; one left out, or None, is absent."""
+    def forward(self, outputs: Mapping[str, Tensor | None], present: Present | None = None) -> Tensor:
+        """Log-probabilities (of a classification) from the heads' outputs by name; one left out, or None, is absent.
+
+        ``present``, modality -> ``(B,)`` boolean, says what some items lack: there the joint head counts where an item
+        has every modality, and the others do with their own weights.
+        """
         given = self._renamed(outputs)
         joint = self._names[JOINT]
-        if given.get(joint) is not None:
+        alone = {name: output for name, output in given.items() if name != joint}
+        if given.get(joint) is None:
+            return self.without_joint.combine(alone, present)
+        if not present:
             return self.pool.combine(given)
-        return self.without_joint.combine({name: output for name, output in given.items() if name != joint})
+        together, apart = self.pool.combine(given, present), self.without_joint.combine(alone, present)
+        full = self._complete(present).to(together.device)
+        return torch.where(full.reshape(-1, *[1] * (together.dim() - 1)), together, apart)
 
     def fit(
-        self, outputs: Mapping[str, Tensor | None], targets: Tensor, *, shrinkage: float | None = None
+        self,
+        outputs: Mapping[str, Tensor | None],
+        targets: Tensor,
+        present: Present | None = None,
+        *,
+        shrinkage: float | None = None,
     ) -> WeightFit:
         """Fit the weights on validation items and keep them; see ``fit_weights``, which describes the result.
 
@@ -75,16 +91,28 @@ class ProductOfHeads(nn.Module):
         Args:
             outputs: of all heads, ``(N, C)`` logits of ``N`` validation items each.
             targets: ``(N,)`` of these items.
+            present: as for a call. The weights beside the joint head are fitted on the items that have every modality.
             shrinkage: see ``fit_weights``.
         """
         given = {name: output for name, output in self._renamed(outputs).items() if output is not None}
-        fitted = fit_weights(self.pool, given, targets, shrinkage=shrinkage)
+        if present:
+            full = self._complete(present)
+            if not full.any():
+                raise ValueError("no validation item has every modality, so nothing says what the joint head is worth")
+            complete = {name: output[full.to(output.device)] for name, output in given.items()}
+            fitted = fit_weights(self.pool, complete, targets[full.to(targets.device)], shrinkage=shrinkage)
+        else:
+            fitted = fit_weights(self.pool, given, targets, shrinkage=shrinkage)
         alone = {name: output for name, output in given.items() if name != self._names[JOINT]}
-        fit_weights(self.without_joint, alone, targets, shrinkage=shrinkage)
+        fit_weights(self.without_joint, alone, targets, present, shrinkage=shrinkage)
         weights = self.without_joint.weights
         largest = max(float(output.abs().amax()) for output in alone.values())
         weights.clamp_min_(0.01 * (float(weights.max()) or 0.1 / (largest or 1.0)))
         return replace(fitted, exponents=dict(zip(self._names, fitted.exponents.values(), strict=True)))
+
+    def _complete(self, present: Present) -> Tensor:
+        """``(B,)``: which items have every modality; names are checked where the masks are used."""
+        return torch.stack(list(present.values())).all(0)
 
     def _renamed(self, outputs: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
         unknown = [name for name in outputs if name not in self._names]

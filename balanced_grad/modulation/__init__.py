@@ -1,6 +1,7 @@
 """Methods that act on each modality's encoder apart: scores or encoders in, a factor per modality out."""
 
 from balanced_grad.modulation._agm import AGM, Muted
+from balanced_grad.modulation._arl import ARL
 from balanced_grad.modulation._base import Modulation, Target
 from balanced_grad.modulation._dgl import DGL
 from balanced_grad.modulation._mlb import MLB
@@ -10,6 +11,7 @@ from balanced_grad.modulation._scores import TaskScores, score, scores
 
 __all__ = [
     "AGM",
+    "ARL",
     "DGL",
     "MLB",
     "OGM",

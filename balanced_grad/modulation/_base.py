@@ -23,6 +23,7 @@ from balanced_grad.modulation._comparison import (
 )
 from balanced_grad.modulation._modalities import Modalities, grouped, trainable
 from balanced_grad.names import refuse_unknown
+from balanced_grad.presence import Present
 from balanced_grad.records import Problem, Step, Weighting
 from balanced_grad.state import Stateful
 
@@ -91,6 +92,7 @@ class Modulation(Stateful, Balancer):
         *,
         scores: Scores | None = None,
         tokens: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
     ) -> Tensor:
         """The scalar to call ``backward()`` on.
 
@@ -103,11 +105,12 @@ class Modulation(Stateful, Balancer):
                 warning on the CPU. Default: ``exp(-L_m)`` of the uni-modal
                 losses, for a cross-entropy the geometric mean of the right class's probability. Over processes and
                 micro-batches, ``L_m`` is the mean, so that the score is that of the whole batch.
+            present: see ``Balancer.forward``.
         """
         learning = torch.is_grad_enabled()
         with self.processes.together() if learning else nullcontext():
             self._source.note(type(self).__name__, tokens)
-            given = self._admit(losses, features)
+            given = self._admit(losses, features, present)
             problem = Problem(given.names, given.values())
             if not learning:
                 return problem.losses.sum()

@@ -9,6 +9,7 @@ from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Delivery, Walk, eager, on_backward
 from balanced_grad.modulation._modalities import Modalities, grouped, trainable
 from balanced_grad.names import refuse_unknown
+from balanced_grad.presence import Present
 from balanced_grad.records import Problem, Step, Weighting
 
 
@@ -70,17 +71,18 @@ class DGL(Balancer):
         features: Mapping[str, Tensor] | None = None,
         *,
         tokens: Mapping[str, Tensor] | None = None,
+        present: Present | None = None,
     ) -> Tensor:
         """The scalar to call ``backward()`` on, ``L_joint + α Σ_m L_m``; see ``Balancer.forward``."""
         self._source.note(type(self).__name__, tokens)
-        present = self._admit(losses, features)
-        problem = Problem(present.names, present.values())
+        given = self._admit(losses, features, present)
+        problem = Problem(given.names, given.values())
         weighting = self.choose(problem)
         value = weighting.objective(problem)
         if not torch.is_grad_enabled():
             return value
-        present.require_graph()
-        walk = Walk.of(present)
+        given.require_graph()
+        walk = Walk.of(given)
         walk.refuse_hidden()
         inputs = self._inputs(walk)
         delivery = Delivery(walk, dict.fromkeys(leaf for leaves in inputs for leaf in leaves))

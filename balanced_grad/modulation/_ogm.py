@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.choices import check_choice
+from balanced_grad.draws import Draws
 from balanced_grad.modulation._base import Hook, Modulation, Target
 from balanced_grad.modulation._comparison import relative_to_others, tanh_of
 from balanced_grad.modulation._modalities import Modalities
@@ -81,8 +82,7 @@ class OGM(Modulation):
         self.variant = variant
         self.noise = noise
         self.seed = seed
-        self._generators: dict[str, torch.Generator] = {}  # by device: noise is drawn where the gradient is
-        self._saved: dict[str, Tensor] = {}  # states of generators that are not made yet
+        self._draws = Draws(seed)  # noise is drawn where the gradient is
 
     def modulate(self, scores: Tensor) -> Tensor:
         """``1 - tanh`` for the modalities ahead, 1 for the others."""
@@ -105,26 +105,12 @@ class OGM(Modulation):
             return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False, is_coalesced=True)
         if gradient.numel() < 2:
             return torch.zeros_like(gradient)
-        drawn = torch.empty_like(gradient).normal_(generator=self._generator(gradient.device))
+        drawn = torch.empty_like(gradient).normal_(generator=self._draws.on(gradient.device))
         return drawn * (self.noise * gradient.std())
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        key = str(device)
-        if key not in self._generators:
-            self._generators[key] = torch.Generator(device).manual_seed(self.seed)
-            if (saved := self._saved_noise(device)) is not None:
-                self._generators[key].set_state(saved)
-        return self._generators[key]
-
-    def _saved_noise(self, device: torch.device) -> Tensor | None:
-        """State of the generator of this device, or of one of its kind: that of another process, which draws alike."""
-        alike = [key for key in self._saved if torch.device(key).type == device.type]
-        return self._saved[str(device) if str(device) in alike else alike[0]] if alike else None
 
     def state(self) -> dict[str, Any]:
         """Number of training steps and the state of the noise, for ``state_dict``."""
-        drawn = {device: generator.get_state() for device, generator in self._generators.items()}
-        return super().state() | {"noise": self._saved | drawn}
+        return super().state() | {"noise": self._draws.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state`` gave, on whatever device noise is drawn next."""
@@ -133,7 +119,7 @@ class OGM(Modulation):
                 "the state is of an OGM that draws noise, this one has noise=0; build it with the same noise"
             )
         super().load_state(state)
-        self._generators, self._saved = {}, dict(state["noise"])
+        self._draws.load(state["noise"])
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from balanced_grad.choices import check_choice
 from balanced_grad.labels import Labels, Task, fits, read, require_tensor
+from balanced_grad.presence import Present, checked_mask, nobody
 
 
 class TaskScores(dict[str, Tensor | None]):
@@ -17,7 +18,12 @@ class TaskScores(dict[str, Tensor | None]):
         self.task = task
 
 
-def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "classification") -> TaskScores:
+def scores(
+    logits: Mapping[str, Tensor | None],
+    labels: Tensor,
+    task: Task = "classification",
+    present: Present | None = None,
+) -> TaskScores:
     """How well each modality alone predicts a batch: one detached scalar each, positive, larger is better.
 
         classification:  mean of softmax(f_m)[y]; of Σ_c y_c softmax(f_m)_c for shares y_c of the classes
@@ -33,6 +39,7 @@ def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "cl
         labels: ``(...)`` class indices, of which -100 are left out, or shares of classes ``(..., C)``; labels in
             [0, 1], of which NaN and -100 are left out; or targets, of which NaN are left out.
         task: ``"classification"`` (default), ``"multilabel"`` or ``"regression"``.
+        present: modality -> ``(B,)`` boolean, for modalities that some items lack, which are left out there.
 
     Returns:
         A score for each modality, in a dictionary with the attribute ``task``; None for a missing one; NaN for all,
@@ -51,7 +58,11 @@ def scores(logits: Mapping[str, Tensor | None], labels: Tensor, task: Task = "cl
     """
     check_choice("task", task, Task)
     require_tensor(labels)
-    by_modality = {name: None if given is None else _score(name, given, labels, task) for name, given in logits.items()}
+    masks = {} if present is None else present
+    by_modality = {
+        name: None if given is None else _score(name, given, labels, task, masks.get(name))
+        for name, given in logits.items()
+    }
     return TaskScores(by_modality, task)
 
 
@@ -74,7 +85,7 @@ def score(task: Task, logits: Tensor, labels: Labels) -> Tensor:
     return mean.reciprocal() if task == "regression" else mean
 
 
-def _score(name: str, logits: Tensor, labels: Tensor, task: Task) -> Tensor:
+def _score(name: str, logits: Tensor, labels: Tensor, task: Task, mask: Tensor | None) -> Tensor | None:
     if not fits(task, labels, logits.shape):
         expected = "(..., classes)" if task == "classification" else "that of the labels"
         raise ValueError(
@@ -84,4 +95,8 @@ def _score(name: str, logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     if labels.is_floating_point():
         wide = torch.promote_types(wide, labels.dtype)
-    return score(task, logits, read(task, labels, logits.to(wide)))
+    counted = read(task, labels, logits.to(wide))
+    if mask is None:
+        return score(task, logits, counted)
+    here = checked_mask(name, mask, len(logits), logits.device)
+    return None if nobody(here) else score(task, logits, counted.among(here))

@@ -14,10 +14,10 @@ StateDict = dict[str, Any]
 KEY = "balancer_state"
 
 
-def with_state_of(balancer: Balancer, state_dict: StateDict) -> StateDict:
-    """The base optimizer's checkpoint with the balancer's state in its first parameter group."""
+def with_state_of(balancer: Balancer, steps: int, state_dict: StateDict) -> StateDict:
+    """The base optimizer's checkpoint with the balancer's state, and the steps made, in its first parameter group."""
     buffer = io.BytesIO()
-    torch.save({"balancer": type(balancer).__name__, "state": balancer.state_dict()}, buffer)
+    torch.save({"balancer": type(balancer).__name__, "state": balancer.state_dict(), "steps": steps}, buffer)
     first, *others = state_dict["param_groups"]
     return {**state_dict, "param_groups": [{**first, KEY: buffer.getvalue()}, *others]}
 
@@ -31,8 +31,11 @@ def split(state_dict: StateDict) -> tuple[StateDict, bytes | None]:
     return {**state_dict, "param_groups": [first, *groups[1:]]}, groups[0][KEY]
 
 
-def balancer_state(packed: bytes, balancer: Balancer) -> StateDict:
-    """What ``balancer.load_state_dict`` takes; a ``ValueError`` if another method wrote it."""
+def balancer_state(packed: bytes, balancer: Balancer, steps: int) -> tuple[StateDict, int]:
+    """What ``balancer.load_state_dict`` takes, and the steps made; a ``ValueError`` if another method wrote it.
+
+    ``steps`` is the answer where they were not saved, in checkpoints of 0.1.
+    """
     loaded = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     mine, saved = type(balancer).__name__, loaded["balancer"]
     if saved != mine:
@@ -41,4 +44,4 @@ def balancer_state(packed: bytes, balancer: Balancer) -> StateDict:
             f"build it with {saved}, or load the optimizer alone: optimizer.base.load_state_dict(...)"
         )
     state: StateDict = loaded["state"]
-    return state
+    return state, loaded.get("steps", steps)

@@ -12,19 +12,22 @@ from balanced_grad.optim._scale_invariance import averaging
 
 
 class ScaledUpdate:
-    """One step of the base optimizer, with its update of a modality's parameters scaled by the balancer's factor.
+    """One step of the base optimizer, with its update of a modality's parameters scaled.
 
-        p ← p_before + f (p_after - p_before)
+        p ← p_before + r f (p_after - p_before)
 
-    ``begin``, once per step and where the step starts from, asks for the factors and copies the parameters they
-    name; it copies nothing where there are none. ``finish`` scales. Both wait for no device. A factor of one or
-    zero leaves ``p_after`` or ``p_before`` as it is, bit by bit.
+    with the user's rate ``r`` and the balancer's factor ``f``. ``begin``, once per step and where the step starts from,
+    asks for the factors and copies the parameters they name; it copies nothing where there are none. ``finish`` scales.
+    Both wait for no device. A factor of one or zero leaves ``p_after`` or ``p_before`` as it is, bit by bit.
     """
 
-    def __init__(self, base: Optimizer, balancer: Balancer, modalities: ModalityGroups | None) -> None:
+    def __init__(
+        self, base: Optimizer, balancer: Balancer, modalities: ModalityGroups | None, rates: Mapping[str, float]
+    ) -> None:
         self._base = base
         self._balancer = balancer
         self._modalities = modalities
+        self._rates = {name: rate for name, rate in rates.items() if rate != 1}
         self._factors: list[Tensor] = []
         self._after: list[Tensor] = []
         self.scales = False
@@ -34,7 +37,7 @@ class ScaledUpdate:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Take the balancer's factors, and copies of the parameters they name."""
+        """Take the factors and rates, and copies of the parameters they name."""
         scales = self._balancer.update_scales()
         if not isinstance(scales, Mapping):
             raise TypeError(
@@ -42,16 +45,17 @@ class ScaledUpdate:
                 "modality -> 0-dimensional tensor, {} for none"
             )
         for name, scale in scales.items():
-            parameters = self._parameters(name, scale)
-            self._after += parameters
-            self._factors += _like(scale, parameters)
+            self._add(self._parameters(name, scale), scale * self._rates.get(name, 1.0))
         self.scales = bool(self._after)
-        if self.scales:
+        for name, rate in self._rates.items():
+            if name not in scales and (parameters := self._of(name)):
+                self._add(parameters, torch.full((), rate, dtype=torch.float64, device="cpu"))
+        if self._after:
             self._refuse_averaging()
-        if self.scales and any(p._version != version for p, version in self._still):
+        if self._after and any(p._version != version for p, version in self._still):
             raise RuntimeError(
                 "the base optimizer moves parameters before it evaluates its closure, as sharpness-aware ones do, so "
-                f"{type(self._balancer).__name__} cannot scale its update; use target='gradient'"
+                f"{self._who()} cannot scale its update; {self._instead()}"
             )
         self._before = [p.clone(memory_format=torch.preserve_format) for p in self._after]
 
@@ -66,11 +70,20 @@ class ScaledUpdate:
     def _refuse_averaging(self) -> None:
         kind = averaging(self._base)
         if kind is not None:
-            who = type(self._balancer).__name__
             raise RuntimeError(
-                f"{kind} keeps averaged weights, which would not know of the factors that {who} puts on its update; "
-                "use target='gradient', or an optimizer without averages, e.g. torch.optim.AdamW"
+                f"{kind} keeps averaged weights, which would not know of the factors that {self._who()} puts on its "
+                f"update; {self._instead()}, or an optimizer without averages, e.g. torch.optim.AdamW"
             )
+
+    def _who(self) -> str:
+        return type(self._balancer).__name__ if self.scales else "rates="
+
+    def _instead(self) -> str:
+        return "use target='gradient'" if self.scales else "use a parameter group with an lr of its own"
+
+    def _add(self, parameters: list[Tensor], factor: Tensor) -> None:
+        self._after += parameters
+        self._factors += _like(factor, parameters)
 
     def _parameters(self, name: str, scale: object) -> list[Tensor]:
         who = type(self._balancer).__name__
@@ -83,6 +96,10 @@ class ScaledUpdate:
         if not isinstance(scale, Tensor) or scale.dim():
             what = f"of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else described(scale)
             raise TypeError(f"the update factor of {name!r} from {who} is {what}; it must be a 0-dimensional tensor")
+        return self._of(name)
+
+    def _of(self, name: str) -> list[Tensor]:
+        assert self._modalities is not None
         return [_local(p) for p in self._modalities.parameters(name) if p.requires_grad]
 
 

@@ -1,6 +1,7 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from balanced_grad.choices import check_choice
 from balanced_grad.modulation import Modalities, ModalityGroups, grouped
 from balanced_grad.optim import _checkpoint
 from balanced_grad.optim._activity import ActivityWatch
+from balanced_grad.optim._rates import Rate, Rates
 from balanced_grad.optim._scale_invariance import is_scale_invariant, layers
 from balanced_grad.optim._scaled_update import ScaledUpdate
 from balanced_grad.optim._silence import SilenceWatch
@@ -37,7 +39,8 @@ class BalancedOptimizer(Optimizer):
         p ← p_before + f (p_after - p_before)   for the parameters p of that modality
 
     after the base optimizer's step, weight decay and momentum included, before step post-hooks, and without
-    waiting for the device. Nothing is copied while the balancer has no factors, as most have none.
+    waiting for the device. Nothing is copied while the balancer has no factors, as most have none. ``rates`` are more
+    factors of this kind, your own: learning rates of modalities, relative to the optimizer's.
 
     ``state_dict()`` is the base optimizer's with the balancer's state in the first parameter group, exact in its
     own dtypes. Either optimizer loads the other's: a checkpoint without the balancer's state leaves the balancer as
@@ -55,13 +58,19 @@ class BalancedOptimizer(Optimizer):
             the weights are those of one large batch. After each backward ``.grad`` holds the fusion of all rows
             since the last step, so loss scaling and clipping need nothing special. A step ends with ``step()`` or
             ``zero_grad()`` of this optimizer. Costs two more copies of the gradients of all losses.
+        rates: modality -> learning rate relative to the optimizer's: a number, 0 to freeze it, or a function of the
+            optimizer steps made so far, such as ``bg.warm_up(steps)`` and ``bg.freeze(until=steps)``. For optimizers
+            whose step is ``lr`` times something, SGD and AdamW for instance, the same as parameter groups with ``lr``
+            times the rate: a decoupled weight decay is scaled with the step. Number of steps in the checkpoint, values
+            in ``balancer.last.rates``. Default: 1 for all. A rate of 1 costs nothing, another one a copy.
 
     Raises:
         TypeError: if ``base`` is no optimizer instance or ``balancer`` no balancer.
         ValueError: for ``accumulate="rows"`` with a balancer that takes no per-loss gradients at the parameters, or
             where they are sharded; if ``base`` hides another ``BalancedOptimizer``, or holds no parameter of any
             modality; in ``step``, before anything has moved, if the balancer scales a modality that is not named (a
-            ``RuntimeError`` if ``base`` averages weights: the average would not know of the factor); in
+            ``RuntimeError`` if ``base`` averages weights: the average would not know of the factor); for a rate of an
+            unknown modality, one that is negative or not finite, a parameter in two modalities; in
             ``load_state_dict``, with everything as before, if another method wrote the balancer's state.
 
     Examples:
@@ -96,6 +105,7 @@ class BalancedOptimizer(Optimizer):
         *,
         modalities: Modalities | None = None,
         accumulate: Accumulate = "gradients",
+        rates: Mapping[str, Rate] | None = None,
     ) -> None:
         # No super().__init__(): it would give this object groups, state and hooks of its own.
         self.base = _checked(base)
@@ -106,6 +116,7 @@ class BalancedOptimizer(Optimizer):
         self._watch = SilenceWatch(self.modalities, balancer.notices)
         self._activity = ActivityWatch(balancer, _CALL_IT)
         self._check_modalities()
+        self._rates = Rates(rates, self.modalities)
         check_choice("accumulate", accumulate, Accumulate)
         balancer.accumulate_rows(accumulate == "rows")
         balancer.resolve_target(is_scale_invariant(self.base))
@@ -115,11 +126,13 @@ class BalancedOptimizer(Optimizer):
 
         With a closure, the factors are those after its first evaluation.
         """
-        update = ScaledUpdate(self.base, self.balancer, self.modalities)
+        rates = self._rates.now()
+        update = ScaledUpdate(self.base, self.balancer, self.modalities, rates)
 
         def begin() -> None:
             update.begin()
             self._watch.look()
+            self._note(rates)
 
         with self._ahead_of_hooks(update.finish):
             if closure is None:
@@ -127,6 +140,7 @@ class BalancedOptimizer(Optimizer):
                 result = self.base.step()
             else:
                 result = self.base.step(_then_once(closure, begin))
+        self._rates.steps += 1
         self.balancer.end_step()
         # Factors alone are an effect too, a plain sum is none to miss, and a closure may do what it likes.
         if closure is None and not update.scales and not self._only_reports():
@@ -147,20 +161,22 @@ class BalancedOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's, with the balancer's state in the first parameter group."""
-        return _checkpoint.with_state_of(self.balancer, self.base.state_dict())
+        return _checkpoint.with_state_of(self.balancer, self._rates.steps, self.base.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the base optimizer's part and, if there is one, the balancer's; on an error both stay as they were."""
         inner, packed = _checkpoint.split(state_dict)
-        before = deepcopy(self.balancer.state_dict())
+        before, steps = deepcopy(self.balancer.state_dict()), self._rates.steps
         try:
             if packed is not None:
                 with torch.inference_mode(False):  # what is loaded stays
-                    self.balancer.load_state_dict(_checkpoint.balancer_state(packed, self.balancer))
+                    state, steps = _checkpoint.balancer_state(packed, self.balancer, steps)
+                    self.balancer.load_state_dict(state)
             self.base.load_state_dict(inner)
         except Exception:
             self.balancer.load_state_dict(before)
             raise
+        self._rates.steps = steps
 
     @contextmanager
     def _ahead_of_hooks(self, finish: Callable[..., None]) -> Iterator[None]:
@@ -195,6 +211,12 @@ class BalancedOptimizer(Optimizer):
         else:
             super().__setattr__(name, value)
 
+    def _note(self, rates: Mapping[str, float]) -> None:
+        """The rates in the record of this step; once, because who watches a balancer looks for new records."""
+        last = self.balancer.last
+        if last is not None and not rates.keys() <= last.rates.keys():
+            self.balancer.last = replace(last, rates={**last.rates, **rates})
+
     def _only_reports(self) -> bool:
         """Whether nothing but the report of silent modalities is expected: the balancer's weights are fixed."""
         return self.modalities is not None and self.balancer.needs == "nothing"
@@ -211,7 +233,8 @@ class BalancedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the whole __dict__: schedulers and trainers put their own step() on the instance.
-        return {name: self.__dict__[name] for name in ("base", "balancer", "modalities", "_watch", "_activity")}
+        mine = ("base", "balancer", "modalities", "_watch", "_activity", "_rates")
+        return {name: self.__dict__[name] for name in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -106,7 +106,7 @@ def under_rules(model: LateFusion, method: Method, data: Dataset) -> UnderRules:
 def evaluate(model: LateFusion, method: Method, data: Dataset) -> dict[str, Any]:
     """Everything that is known of a model from its predictions; ``correct`` packs one bit per test item."""
     model.eval()
-    means = [z.mean(0) for z in model.features(data.train.inputs)]
+    means = stand_ins(model, method, data)
     features, outputs, pool, rules = under_rules(model, method, data)
     report: dict[str, Any] = {rule: {} for rule in RULES}
     heads: dict[str, Any] = {name: {} for name in model.names}
@@ -139,10 +139,18 @@ def accuracies(model: LateFusion, method: Method, data: Dataset) -> dict[str, di
     }
 
 
+def stand_ins(model: LateFusion, method: Method, data: Dataset) -> list[Tensor]:
+    """Features of a missing modality: those of zeros where it was trained with them, else the training mean."""
+    inputs = data.train.inputs
+    if "drop" in method.space:
+        inputs = {name: torch.zeros_like(x[:1]) for name, x in inputs.items()}
+    return [z.mean(0) for z in model.features(inputs)]
+
+
 def missing(
     method: Method, model: LateFusion, features: list[Tensor], means: list[Tensor], name: str
 ) -> tuple[Outputs, Outputs]:
-    """Predictions without a modality: its features at their training mean, and with every expert that needs it out."""
+    """Predictions without a modality: its features at ``means``, and with every expert that needs it out."""
     index, count = model.names.index(name), len(model.names)
     seen = [means[i].expand_as(z) if i % count == index else z for i, z in enumerate(features)]
     imputed = experts(method, model, seen)

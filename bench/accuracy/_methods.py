@@ -1,7 +1,7 @@
 """The baselines and the methods: what each trains on, and the space its hyper-parameters are drawn from."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -39,8 +39,11 @@ class Method:
         phases: the parts of training, from the settings.
         own: the prediction that is the method's own: the fused head, the average or the product of its heads.
         network: the model's class.
-        guard: what a held-out guard around the balancer damps; None: there is no guard. It takes its items from the
-            training part, so these methods train on fewer.
+        guard: what a held-out guard around the balancer damps, or ``"blend"``, where it is the balancer; None: there is
+            no guard. It takes its items from the training part, so these methods train on fewer.
+
+    Two settings are the trainer's: ``drop``, the rate at which modalities are dropped, and ``rates``, a draw of one
+    learning rate per modality.
     """
 
     name: str
@@ -49,7 +52,7 @@ class Method:
     phases: Callable[[Settings], tuple[Phase, ...]] = lambda _: (Phase(),)
     own: Own = "fused"
     network: type[LateFusion] = LateFusion
-    guard: Literal["auxiliary", "encoder"] | None = None
+    guard: Literal["auxiliary", "encoder", "blend"] | None = None
 
     def settings(self, optimizer: str, trial: int) -> Settings:
         """Settings of a trial: 0 the defaults, later ones drawn; learning rates are the same for every method."""
@@ -97,6 +100,12 @@ def uniform(model: LateFusion, unimodal: float) -> bg.Balancer:
     return bg.Uniform(dict.fromkeys(model.names, unimodal))
 
 
+def rates(names: Iterable[str], draw: int) -> dict[str, float]:
+    """A learning rate per modality, relative to the common one: from a quarter to four times; 1 for draw 0."""
+    random_ = random.Random(draw)
+    return {name: 4 ** random_.uniform(-1, 1) if draw else 1.0 for name in names}
+
+
 def torchjd(name: str) -> Callable[..., bg.Balancer]:
     """A weighting of torchjd, on the Gramian of the losses."""
 
@@ -110,11 +119,16 @@ def torchjd(name: str) -> Callable[..., bg.Balancer]:
 
 ALONE = Method("uni-modal", phases=lambda _: (Phase(joint=False),), own="average")
 BASELINE = Method("joint", phases=joint_only())
-UNIFORM = Method("uniform", uniform, {"unimodal": (1.0, 0.3, 0.5, 2.0)})
+UNIMODAL = {"unimodal": (1.0, 0.3, 0.5, 2.0)}
+UNIFORM = Method("uniform", uniform, UNIMODAL)
 UNGUARDED = (
     ALONE,
     BASELINE,
     UNIFORM,
+    Method("uniform, dropped", lambda model, unimodal, drop: uniform(model, unimodal),
+           {"drop": (0.2, 0.1, 0.4), **UNIMODAL}),
+    Method("uniform, rates", lambda model, unimodal, rates: uniform(model, unimodal),
+           {"rates": tuple(range(100)), **UNIMODAL}),
     Method("pretrained", space={"pretraining": (0.5, 0.25, 0.75), "rate": (1.0, 0.1, 0.3)}, phases=fine_tuned),
     Method(
         "MIMO",
@@ -161,6 +175,14 @@ UNGUARDED = (
         {"alpha": (1.5, 0.5, 2.5, 4.0)},
         joint_only(objectives.with_muted_passes),
     ),
+    Method(
+        "ARL",
+        lambda model, **own: bg.ARL(encoders(model), **own),
+        {"temperature": (8.0, 0.0, 2.0), "gamma": (4.0, 1.0, 2.0)},
+        both(objectives.with_warranted_shares),
+    ),
+    Method("Alternate", lambda model, **own: bg.Alternate(model.names, **own), {"period": (1, 4), "joint": (1, 4)}),
+    Method("G-Blend", guard="blend"),
     Method("DGL", lambda model, **own: bg.DGL(encoders(model), **own), {"alpha": (4.0, 1.0, 2.0)}),
     Method("UPGrad", torchjd("UPGrad")),
     Method("AlignedMTL", torchjd("AlignedMTL"), {"scale_mode": ("min", "median", "rmse")}),

@@ -1,6 +1,6 @@
 """From one forward pass to the scalar that is trained on: how each kind of method is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,10 +24,12 @@ class Forward:
     batch: Split
     features: list[Tensor]
     logits: dict[str, Tensor]
+    present: Mapping[str, Tensor] | None = None
 
     def losses(self) -> dict[str, Tensor]:
-        """Cross-entropies in nats."""
-        return {name: cross_entropy(x, self.batch.labels) for name, x in self.logits.items()}
+        """Cross-entropies in nats; per item where some items lack a modality."""
+        reduction = "mean" if self.present is None else "none"
+        return {name: cross_entropy(x, self.batch.labels, reduction=reduction) for name, x in self.logits.items()}
 
 
 class Scalar(Protocol):
@@ -42,7 +44,9 @@ Objective = Callable[[Any, Forward], Scalar]
 def of_losses(balancer: bg.Balancer | None, forward: Forward) -> Tensor:
     """``balancer(losses)``; without a balancer the plain sum."""
     losses = forward.losses()
-    return balancer(losses) if balancer is not None else torch.stack(list(losses.values())).sum()
+    if balancer is not None:
+        return balancer(losses, present=forward.present)
+    return torch.stack(list(losses.values())).sum()
 
 
 def with_split_scores(balancer: bg.OGM, forward: Forward) -> Tensor:
@@ -55,6 +59,12 @@ def with_head_scores(balancer: bg.MLB, forward: Forward) -> Tensor:
     """Scores from the uni-modal heads."""
     heads = {name: forward.logits[name] for name in forward.model.names}
     return balancer(forward.losses(), scores=bg.scores(heads, forward.batch.labels))
+
+
+def with_warranted_shares(balancer: bg.ARL, forward: Forward) -> Tensor:
+    """ARL's scores, from the uni-modal heads."""
+    heads = {name: forward.logits[name] for name in forward.model.names}
+    return balancer(forward.losses(), scores=balancer.scores(heads))
 
 
 def with_muted_passes(balancer: bg.AGM, forward: Forward) -> Tensor:

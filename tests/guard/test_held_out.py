@@ -189,7 +189,7 @@ def test_a_check_that_fails_leaves_everything_as_it_was():
     guard = trained(bg.HeldOut(bg.Uniform(), every=1, warm_up=3), w, 20)
     guard({"audio": w[0]})
     before = copy.deepcopy(guard.state_dict())
-    for wrong in ({}, {"audio": w}, {"audio": 1.0}, None):
+    for wrong in ({}, {"audio": w.outer(w)}, {"audio": 1.0}, None):
         with pytest.raises((TypeError, ValueError)):
             guard.observe(wrong)
     assert guard.due
