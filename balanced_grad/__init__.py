@@ -2,6 +2,7 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.diagnosis import Diagnosis, diagnose
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import HeldOut, endless, hold_out
 from balanced_grad.methods import MIMO, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
@@ -24,6 +25,7 @@ __all__ = [
     "Attachment",
     "BalancedOptimizer",
     "Balancer",
+    "Diagnosis",
     "EqualNorms",
     "Gramian",
     "HeldOut",
@@ -42,6 +44,7 @@ __all__ = [
     "Uniform",
     "Weighting",
     "attach",
+    "diagnose",
     "endless",
     "hold_out",
     "scores",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balanced_grad.diagnostics._gap import Gap
-from balanced_grad.diagnostics._subsets import label
+from balanced_grad.subsets import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

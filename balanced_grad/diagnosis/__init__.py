@@ -1,0 +1,8 @@
+"""Diagnosis: what each modality is worth to a trained model, asked on held-out items."""
+
+from balanced_grad.diagnosis._contribution import Contribution, Verdict
+from balanced_grad.diagnosis._diagnose import diagnose
+from balanced_grad.diagnosis._estimates import Estimate
+from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
+
+__all__ = ["AdditiveGap", "Contribution", "Diagnosis", "Estimate", "SubsetRisk", "Verdict", "diagnose"]
