@@ -1,6 +1,7 @@
 """Are the verdicts of bg.diagnose right, and do its intervals cover? Data whose answer is known, drawn many times.
 
-    python -m bench.diagnose_truth               # the tables of docs/diagnose.md
+    python -m bench.diagnose_truth                                        # the tables of docs/diagnose.md
+    python -m bench.diagnose_truth --picture docs/images/diagnose.png     # its picture: one network on XOR
 
 Every task has three modalities of two numbers each; ``noise`` says nothing about the label in any of them. Each is
 learnt by small networks, and read once more by a rule that is written down and cannot look where it should not. A
@@ -9,6 +10,7 @@ network is judged on test sets of its own, which it has not seen; the truth abou
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,7 +30,7 @@ TRUTH = {
 }
 READ_ONE = (USED, {"ignored"}, {"ignored"})  # of the copy, by the rule
 LARGE = 20_000
-ROUNDING = 1e-9
+ROUNDING = 1e-6
 
 
 def draw(task, count, generator):
@@ -124,8 +126,13 @@ def main():
     parser.add_argument("--networks", type=int, default=5, help="trained per task (default: 5)")
     parser.add_argument("--tests", type=int, default=20, help="test sets per network (default: 20)")
     parser.add_argument("--items", type=int, default=500, help="items of a test set (default: 500)")
+    parser.add_argument("--picture", type=Path, metavar="PATH", help="only draw the report on one network, XOR")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.picture is not None:
+        test = draw("XOR", args.items, torch.Generator().manual_seed(0))
+        bg.diagnose(trained("XOR", 0), [test], progress=False).save(args.picture)
+        return
     total = args.networks * args.tests
     print(header("task", "read by", "modality", "right answer", f"right, of {total}", "said"))
     table = {}

@@ -4,5 +4,6 @@ from balanced_grad.diagnosis._contribution import Contribution, Verdict
 from balanced_grad.diagnosis._diagnose import diagnose
 from balanced_grad.diagnosis._estimates import Estimate
 from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
+from balanced_grad.diagnosis._robustness import Robustness
 
-__all__ = ["AdditiveGap", "Contribution", "Diagnosis", "Estimate", "SubsetRisk", "Verdict", "diagnose"]
+__all__ = ["AdditiveGap", "Contribution", "Diagnosis", "Estimate", "Robustness", "SubsetRisk", "Verdict", "diagnose"]

@@ -33,7 +33,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.set_defaults(run=partial(main, parser))
     parser.add_argument("target", metavar="FILE.py:FUNCTION", help="a function that returns (model, loader)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report there: report.txt, .json")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the report there: report.html, .png, .json, .txt"
+    )
     words = [*get_args(Absent)[:1], *get_args(Fill)]
     parser.add_argument("--absent", choices=words, help="what stands for an absent modality (default: permute)")
     parser.add_argument("--draws", type=int, metavar="N", help="permutations (default: 8)")
@@ -73,6 +75,6 @@ def _returned(function: Callable[[], object], target: str) -> tuple[Any, Any, di
 
 def _write(report: Diagnosis, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("txt", "json"):
+    for ending in ("txt", "json", "png", "html"):
         report.save(folder / f"report.{ending}")
-    print(f"written: {folder}/report.txt, .json", file=sys.stderr)
+    print(f"written: {folder}/report.html, .png, .json, .txt", file=sys.stderr)

@@ -12,16 +12,15 @@ from balanced_grad.diagnosis._contribution import Worth, contribution
 from balanced_grad.diagnosis._estimates import Intervals
 from balanced_grad.diagnosis._items import Items, Modalities, Unpack, gather
 from balanced_grad.diagnosis._network import Network, Predict, network
+from balanced_grad.diagnosis._orders import sampled_orders, to_measure
 from balanced_grad.diagnosis._progress import Progress
 from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
+from balanced_grad.diagnosis._robustness import product_hits, robustness
 from balanced_grad.diagnosis._scores import Array
 from balanced_grad.diagnosis._subsets import Game
 from balanced_grad.intervals import check_interval
 from balanced_grad.labels import Task
-from balanced_grad.subsets import Subset, all_subsets
-
-MANY = 6  # 64 subsets; each further modality doubles them
-ORDERS = 16  # sampled beyond, as pairs of an order and its reverse
+from balanced_grad.subsets import Subset
 
 
 def diagnose(
@@ -106,8 +105,8 @@ def diagnose(
     items = gather(loader, modalities, labels, unpack, task)
     rng = np.random.default_rng(seed)
     rule = absence(items, absent, draws, rng)
-    orders = _orders(items.modalities, rng) if len(items.modalities) > MANY else None
-    wanted = _wanted(items.modalities, orders)
+    orders = sampled_orders(items.modalities, rng)
+    wanted = to_measure(items.modalities, orders)
     shown = Progress(progress)
     net = network(model, predict, items, device, shown)
     grid = grid_size(len(items.modalities), len(items), additive_items)
@@ -119,6 +118,7 @@ def diagnose(
             for subset in wanted:
                 game.measure(subset)
             gap = _additive(net, items.first(grid, rng.permutation(len(items))), task) if grid else None
+            heads = _heads(net, items, task) if orders is None else None
     finally:
         shown.stop()
     settings = {
@@ -132,7 +132,7 @@ def diagnose(
         "resamples": resamples,
         "seed": seed,
     }
-    return _report(game, wanted, orders, gap, settings)
+    return _report(game, wanted, orders, gap, heads, settings)
 
 
 def _report(
@@ -140,6 +140,7 @@ def _report(
     wanted: Sequence[Subset],
     orders: Sequence[Sequence[str]] | None,
     gap: tuple[Array, Array | None] | None,
+    heads: Mapping[Subset, Array] | None,
     settings: Mapping[str, Any],
 ) -> Diagnosis:
     names = game.everything
@@ -150,16 +151,27 @@ def _report(
     for name in names:
         moved = game.outcomes[tuple(other for other in names if other != name)].moved
         contributions[name] = contribution(worth, names, name, moved, intervals)
-    subsets = {}
-    for subset in wanted:
-        losses, hits = worth.subset(subset)
-        accuracy = None if hits is None else intervals.within(hits, 100.0)
-        subsets[subset] = SubsetRisk(intervals.within(losses), accuracy)
-    return Diagnosis(names, contributions, subsets, gap and _gap(*gap, *options), settings)
+    rows = [worth.subset(subset) for subset in wanted]
+    risks = intervals.many(np.stack([losses for losses, _ in rows]), 0.0)
+    hits = [row for _, row in rows if row is not None]
+    accuracies = intervals.many(np.stack(hits), 0.0, 100.0) if hits else [None] * len(rows)
+    subsets = {
+        subset: SubsetRisk(risk, accuracy) for subset, risk, accuracy in zip(wanted, risks, accuracies, strict=True)
+    }
+    curves = robustness(worth, names, orders, heads, intervals)
+    return Diagnosis(names, contributions, subsets, gap and _gap(*gap, *options), curves, settings)
 
 
 def _additive(net: Network, items: Items, task: Task) -> tuple[Array, Array | None]:
     return additive_rows(task, *projected(net, items), items.labels)
+
+
+def _heads(net: Network, items: Items, task: Task) -> dict[Subset, Array] | None:
+    """What the product of the model's heads gets right, where it has them: one more pass."""
+    if task != "classification" or items.labels.dim() != 1 or items.labels.is_floating_point():
+        return None
+    outputs = net.heads(items)
+    return None if outputs is None else product_hits(outputs, items.labels, items.modalities)
 
 
 def _gap(losses: Array, hits: Array | None, resamples: int, confidence: float) -> AdditiveGap:
@@ -167,22 +179,6 @@ def _gap(losses: Array, hits: Array | None, resamples: int, confidence: float) -
     points = None if hits is None else intervals.of(100 * (hits[0] - hits[1]))
     accuracy = [None, None] if hits is None else [100 * float(row.mean()) for row in hits]
     return AdditiveGap(losses.shape[1], intervals.of(losses[1] - losses[0]), points, accuracy[0], accuracy[1])
-
-
-def _orders(modalities: Subset, rng: np.random.Generator) -> list[list[str]]:
-    """Random orders, each followed by its reverse."""
-    orders = [[modalities[place] for place in rng.permutation(len(modalities))] for _ in range(ORDERS // 2)]
-    return [each for order in orders for each in (order, order[::-1])]
-
-
-def _wanted(modalities: Subset, orders: Sequence[Sequence[str]] | None) -> list[Subset]:
-    """The subsets to measure, small ones first."""
-    if orders is None:
-        return all_subsets(modalities)
-    wanted = {frozenset(order[:size]) for order in (*orders, modalities) for size in range(len(modalities) + 1)}
-    wanted |= {frozenset([name]) for name in modalities} | {frozenset(modalities) - {name} for name in modalities}
-    found = [tuple(name for name in modalities if name in subset) for subset in wanted]
-    return sorted(found, key=lambda subset: (len(subset), [modalities.index(name) for name in subset]))
 
 
 def _check_counts(draws: int, additive_items: int) -> None:

@@ -39,10 +39,12 @@ class Intervals:
         low, high = bounds(self._resampled.means(row, deviation), self._confidence)
         return Estimate(float(row.mean()), low, high)
 
-    def within(self, row: Array, most: float = np.inf) -> Estimate:
-        """The mean of a row that is between zero and this; so is its interval then."""
-        found = self.of(row)
-        return Estimate(found.value, max(found.low, 0.0), min(found.high, most))
+    def many(self, rows: Array, least: float = -np.inf, most: float = np.inf) -> list[Estimate]:
+        """The means of rows ``(Q, N)`` that are known to be between two bounds; so are their intervals then."""
+        drawn = self._resampled.means(rows)
+        found = [bounds(draws, self._confidence) for draws in drawn]
+        values = rows.mean(1).tolist()
+        return [Estimate(v, max(low, least), min(high, most)) for v, (low, high) in zip(values, found, strict=True)]
 
     def ratio(self, row: Array, whole: Array, deviation: float = 0.0) -> Estimate | None:
         """The mean of a row over that of another; None where the other may be zero."""

@@ -1,7 +1,7 @@
 """The user's model as a function from inputs by name to logits, run in eval mode, batch after batch."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_grad.capture import JOINT
-from balanced_grad.diagnosis._items import Items, taken
+from balanced_grad.diagnosis._items import Items, Rows, taken
 from balanced_grad.diagnosis._progress import Progress
 from balanced_grad.running import evaluating, keeping_random_state, logits_of
 
@@ -49,11 +49,25 @@ class Network:
         inputs = items.inputs | dict(changed)
         for start in range(0, len(items), items.batch_size):
             rows = np.arange(start, min(start + items.batch_size, len(items)))
-            batch = {name: None if x is None else self._placed(taken(x, rows)) for name, x in inputs.items()}
-            out = _logits(self.predict(batch))
+            out = _logits(self.predict(self._batch(inputs, rows)))
             self._check(out, rows, what)
             yield slice(start, start + len(rows)), out.float() if out.dtype != torch.float64 else out
         self.progress.advance()
+
+    def heads(self, items: Items) -> dict[str, Tensor] | None:
+        """``(N, C)`` of the fused head and one for each modality; None where the model does not return them."""
+        found = []
+        for start in range(0, len(items), items.batch_size):
+            rows = np.arange(start, min(start + items.batch_size, len(items)))
+            output = heads_of(self.predict(self._batch(items.inputs, rows)), items.modalities)
+            if output is None:
+                return None
+            found.append(output)
+        self.progress.advance()
+        return {name: torch.cat([part[name].float().cpu() for part in found]) for name in found[0]}
+
+    def _batch(self, inputs: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+        return {name: None if x is None else self._placed(taken(x, rows)) for name, x in inputs.items()}
 
     def _placed(self, x: Any) -> Any:
         return x.to(self.device) if isinstance(x, Tensor) else x
@@ -109,3 +123,12 @@ def _logits(output: Any) -> Tensor:
     """The fused prediction."""
     joint = output.get(JOINT) if isinstance(output, Mapping) else None
     return joint if isinstance(joint, Tensor) else logits_of(output, "predict=")
+
+
+def heads_of(output: Any, modalities: Sequence[str]) -> dict[str, Tensor] | None:
+    """The fused prediction and one of each modality, where the model returns them as a mapping."""
+    names = (JOINT, *modalities)
+    if not isinstance(output, Mapping) or len(modalities) < 2:
+        return None
+    found = {name: output[name] for name in names if isinstance(output.get(name), Tensor) and output[name].dim() == 2}
+    return found if len(found) == len(names) else None

@@ -8,8 +8,11 @@ from typing import Any
 
 from balanced_grad.diagnosis._contribution import Contribution, Verdict
 from balanced_grad.diagnosis._estimates import Estimate, plain
+from balanced_grad.diagnosis._robustness import Robustness
 from balanced_grad.diagnosis._text import text
 from balanced_grad.subsets import Subset, in_order, label
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Diagnosis:
         contributions: modality -> its ``Contribution``.
         subsets: subset -> its ``SubsetRisk``, from nothing to everything.
         additive: how much an additive model explains; None for one modality.
+        robustness: what is left where modalities are missing.
         settings: numbers of items and passes, and the options of the call.
     """
 
@@ -67,6 +71,7 @@ class Diagnosis:
     contributions: Mapping[str, Contribution]
     subsets: Mapping[Subset, SubsetRisk]
     additive: AdditiveGap | None
+    robustness: Robustness
     settings: Mapping[str, Any]
 
     def __getitem__(self, modality: str) -> Contribution:
@@ -91,6 +96,7 @@ class Diagnosis:
             "contributions": plain(dict(self.contributions)),
             "subsets": {label(subset): risk.to_dict() for subset, risk in self.subsets.items()},
             "additive": plain(self.additive),
+            "robustness": plain(self.robustness),
         }
 
     def to_frame(self) -> Any:
@@ -102,22 +108,33 @@ class Diagnosis:
         return pandas.DataFrame.from_dict({name: _flat(each) for name, each in self.contributions.items()}, "index")
 
     def save(self, path: str | Path) -> None:
-        """Write the report, by the name's ending: ``.json`` everything, ``.txt`` what ``print`` shows.
+        """Write the report, by the name's ending.
+
+        ``.html`` one page that needs no network, ``.json`` everything, ``.txt`` what ``print`` shows, and ``.png``,
+        ``.svg`` or ``.pdf`` the picture.
 
         Raises:
+            ImportError: for a picture or a page without matplotlib, which ``pip install 'balanced-grad[demo]'`` has.
             ValueError: for another ending.
         """
+        from balanced_grad.diagnosis._page import page
+        from balanced_grad.diagnosis._picture import save_picture
+
         path = Path(path)
-        kinds: dict[str, Callable[[], str]] = {".json": self._json, ".txt": lambda: f"{self}\n"}
-        if path.suffix not in kinds:
-            raise ValueError(f"{path.name!r}: end the name in one of {', '.join(kinds)}")
-        path.write_text(kinds[path.suffix]())
+        kinds: dict[str, Callable[[], str]] = {
+            ".html": lambda: page(self),
+            ".json": lambda: json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n",
+            ".txt": lambda: f"{self}\n",
+        }
+        if path.suffix in PICTURES:
+            save_picture(self, path)
+        elif path.suffix in kinds:
+            path.write_text(kinds[path.suffix](), encoding="utf-8")
+        else:
+            raise ValueError(f"{path.name!r}: end the name in one of {', '.join([*kinds, *PICTURES])}")
 
     def __str__(self) -> str:
         return text(self)
-
-    def _json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
 
 def _flat(contribution: Contribution) -> dict[str, Any]:

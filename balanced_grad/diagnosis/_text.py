@@ -18,8 +18,12 @@ FEW = 16  # subsets that are all shown
 
 def text(report: "Diagnosis") -> str:
     """What was done, the verdicts, the numbers they rest on."""
-    blocks = [wrapped(headline(report)), *_tables(report), wrapped(sentence(report))]
-    return "\n\n".join(blocks)
+    return "\n\n".join(wrapped(part) if isinstance(part, str) else table(part) for part in blocks(report))
+
+
+def blocks(report: "Diagnosis") -> list[str | list[list[str]]]:
+    """Paragraphs, and tables as rows of cells."""
+    return [headline(report), *_tables(report), sentence(report)]
 
 
 def headline(report: "Diagnosis") -> str:
@@ -65,7 +69,7 @@ def sentence(report: "Diagnosis") -> str:
     return " ".join(parts)
 
 
-def _tables(report: "Diagnosis") -> Iterable[str]:
+def _tables(report: "Diagnosis") -> Iterable[list[list[str]]]:
     rows = [["modality", "verdict", "share, %", "together, %", "points", "moved"]]
     numbers = [["modality", "Shapley value", "added first", "added last"]]
     for name, each in report.contributions.items():
@@ -74,14 +78,14 @@ def _tables(report: "Diagnosis") -> Iterable[str]:
         rows.append([short(name), each.verdict, *shares])
         numbers.append([short(name), cell(each.shapley), cell(each.first), cell(each.last)])
     rows.append(["share: of what all are worth; together: of it, only beside others; moved: predictions"])
-    yield table(rows)
-    yield table(numbers)
+    yield rows
+    yield numbers
     subsets = [["with", "risk", "accuracy, %"]]
     for subset in shown_subsets(report):
         each_risk = report.subsets[subset]
         accuracy = "-" if each_risk.accuracy is None else _range(each_risk.accuracy, "{:.1f}")
         subsets.append([short(said(subset, report.modalities), 3 * NAME), range_of(each_risk.risk), accuracy])
-    yield table(subsets)
+    yield subsets
 
 
 def shown_subsets(report: "Diagnosis") -> list[Subset]:

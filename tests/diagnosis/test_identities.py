@@ -177,3 +177,36 @@ def test_one_seed_gives_one_report_and_the_whole_interval_follows_the_items():
     assert first == again
     assert first != other
     assert first.subset(["a", "b"]) == other.subset(["a", "b"])  # nothing is drawn for it
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_curves_begin_with_everything_and_end_with_nothing_or_without_one(count):
+    names = NAMES[:count]
+    model, x, y = make(names, 30)
+    report = bg.diagnose(model, loader(x, y), draws=3, resamples=100, additive_items=0, progress=False)
+    curves = report.robustness
+    full, none = report.subset(names).accuracy, report.subset([]).accuracy
+    assert (curves.random[0].value, curves.random[-1].value) == pytest.approx((full.value, none.value))
+    for name in names:
+        rest = report.subset([other for other in names if other != name]).accuracy
+        values = [each.value for each in curves.without[name]]
+        assert (values[0], values[-1]) == pytest.approx((full.value, rest.value))
+        assert values[5] == pytest.approx((values[0] + values[-1]) / 2)
+    half = np.mean([report.subset(subset).accuracy.value for subset in report.subsets])  # all are equally likely
+    assert curves.random[5].value == pytest.approx(half)
+
+
+def test_the_product_of_heads_of_what_is_there():
+    torch.manual_seed(0)
+    x = {name: torch.randn(200, 1) for name in ("a", "b")}
+    y = (x["a"][:, 0] > 0).long()
+
+    def model(a, b):
+        heads = {"a": torch.cat([-a, a], 1), "b": torch.cat([-b, b], 1)}
+        return {"joint": heads["a"] + heads["b"]} | heads
+
+    curve = bg.diagnose(model, [(x, y)], draws=2, resamples=100, progress=False).robustness.heads
+    assert curve[0].value > 95  # b's head gets no weight
+    none, only_b = 50, 50
+    assert curve[5].value == pytest.approx((2 * curve[0].value + none + only_b) / 4, abs=6)
+    assert bg.diagnose(lambda a, b: model(a, b)["joint"], [(x, y)], progress=False).robustness.heads is None
