@@ -5,5 +5,18 @@ from balanced_grad.diagnosis._diagnose import diagnose
 from balanced_grad.diagnosis._estimates import Estimate
 from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
 from balanced_grad.diagnosis._robustness import Robustness
+from balanced_grad.diagnosis._signals import LossSignal, TrainingSignals, training_signals
 
-__all__ = ["AdditiveGap", "Contribution", "Diagnosis", "Estimate", "Robustness", "SubsetRisk", "Verdict", "diagnose"]
+__all__ = [
+    "AdditiveGap",
+    "Contribution",
+    "Diagnosis",
+    "Estimate",
+    "LossSignal",
+    "Robustness",
+    "SubsetRisk",
+    "TrainingSignals",
+    "Verdict",
+    "diagnose",
+    "training_signals",
+]
