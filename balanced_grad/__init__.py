@@ -5,6 +5,7 @@ from balanced_grad.balancer import Balancer
 from balanced_grad.diagnosis import Diagnosis, diagnose
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import HeldOut, endless, hold_out
+from balanced_grad.integrations import plot_history
 from balanced_grad.methods import MIMO, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
 from balanced_grad.modulation import AGM, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
@@ -47,5 +48,6 @@ __all__ = [
     "diagnose",
     "endless",
     "hold_out",
+    "plot_history",
     "scores",
 ]
