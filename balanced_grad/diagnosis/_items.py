@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from balanced_grad.labels import IGNORED, Task
+from balanced_grad.running import keeping_random_state
 
 Rows = npt.NDArray[np.int64]
 Batch = tuple[Mapping[str, Any], Tensor]
@@ -61,10 +62,11 @@ def gather(
     """Read the loader once, to its end."""
     parts: list[Batch] = []
     positional = False
-    for batch in loader:
-        if unpack is None:
-            positional = isinstance(batch, tuple | list) and not (batch and isinstance(batch[0], Mapping))
-        parts.append(_read(batch, modalities, labels) if unpack is None else unpack(batch))
+    with keeping_random_state(torch.device("cpu")):  # a loader draws a seed for its workers, if nothing else
+        for batch in loader:
+            if unpack is None:
+                positional = isinstance(batch, tuple | list) and not (batch and isinstance(batch[0], Mapping))
+            parts.append(_read(batch, modalities, labels) if unpack is None else unpack(batch))
     if not parts:
         raise ValueError(
             "the loader gave no batch; an iterator or generator that has been read is empty: give the DataLoader itself"

@@ -46,28 +46,32 @@ class Network:
 
     def logits(self, items: Items, changed: Mapping[str, Any], what: str) -> Iterator[tuple[slice, Tensor]]:
         """``(rows, logits (B, ...))`` of one pass over the items, some of whose inputs are changed."""
-        inputs = items.inputs | dict(changed)
-        for start in range(0, len(items), items.batch_size):
-            rows = np.arange(start, min(start + items.batch_size, len(items)))
-            out = _logits(self.predict(self._batch(inputs, rows)))
+        for rows, batch in self._batches(items, changed):
+            out = _logits(self.predict(batch))
             self._check(out, rows, what)
-            yield slice(start, start + len(rows)), out.float() if out.dtype != torch.float64 else out
+            yield slice(rows[0], rows[-1] + 1), out.float() if out.dtype != torch.float64 else out
         self.progress.advance()
 
     def heads(self, items: Items) -> dict[str, Tensor] | None:
         """``(N, C)`` of the fused head and one for each modality; None where the model does not return them."""
         found = []
-        for start in range(0, len(items), items.batch_size):
-            rows = np.arange(start, min(start + items.batch_size, len(items)))
-            output = heads_of(self.predict(self._batch(items.inputs, rows)), items.modalities)
+        for batch in self.batches(items):
+            output = heads_of(self.predict(batch), items.modalities)
             if output is None:
                 return None
             found.append(output)
         self.progress.advance()
         return {name: torch.cat([part[name].float().cpu() for part in found]) for name in found[0]}
 
-    def _batch(self, inputs: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
-        return {name: None if x is None else self._placed(taken(x, rows)) for name, x in inputs.items()}
+    def batches(self, items: Items) -> Iterator[dict[str, Any]]:
+        """The inputs by name, batch after batch, where the model is."""
+        return (batch for _, batch in self._batches(items, {}))
+
+    def _batches(self, items: Items, changed: Mapping[str, Any]) -> Iterator[tuple[Rows, dict[str, Any]]]:
+        inputs = items.inputs | dict(changed)
+        for start in range(0, len(items), items.batch_size):
+            rows = np.arange(start, min(start + items.batch_size, len(items)))
+            yield rows, {name: None if x is None else self._placed(taken(x, rows)) for name, x in inputs.items()}
 
     def _placed(self, x: Any) -> Any:
         return x.to(self.device) if isinstance(x, Tensor) else x

@@ -48,19 +48,17 @@ def test_modes_statistics_gradients_and_generators_are_left_as_they_were():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen = []
     model.register_forward_hook(lambda *_: seen.append((torch.is_grad_enabled(), model.training)))
+    x, y = draw()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
 
-    def batches():
-        x, y = draw()
-        random.random(), np.random.rand(), torch.rand(1)
-        yield x, y
+    class Loader:
+        """Draws from every generator, as augmentations do."""
 
-    loader = batches()
-    x_y = list(loader)
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(("MT19937", np.array(states[2], dtype=np.uint32), *np.random.get_state()[2:]))
-    first, again = (report_of(model, x_y) for _ in range(2))
+        def __iter__(self):
+            random.random(), np.random.rand(), torch.rand(1)
+            yield x, y
+
+    first, again = (report_of(model, Loader()) for _ in range(2))
     assert first == again  # no dropout
     assert set(seen) == {(False, False)}
     assert [module.training for module in model.modules()] == modes
@@ -68,6 +66,7 @@ def test_modes_statistics_gradients_and_generators_are_left_as_they_were():
     assert all(p.grad is None for p in model.parameters())
     assert (torch.get_rng_state() == states[0]).all()
     assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]
 
 
 def test_modes_are_restored_where_the_model_fails():
