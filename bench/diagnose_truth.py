@@ -103,12 +103,12 @@ def covered(report, truth):
     return out
 
 
-def judge(task, models, tests, items, wanted):
+def judge(task, models, tests, items, wanted, large):
     """Verdicts by modality, and coverage by kind, over all models and their test sets."""
     said, hits = [Counter() for _ in NAMES], {}
     for number, model in enumerate(models):
         generator = torch.Generator().manual_seed(number)
-        truth = bg.diagnose(model, [draw(task, LARGE, generator)], additive_items=1499, progress=False)
+        truth = bg.diagnose(model, [draw(task, large, generator)], additive_items=1499, progress=False)
         for seed in range(tests):
             report = bg.diagnose(model, [draw(task, items, generator)], seed=seed, progress=False)
             for place, name in enumerate(NAMES):
@@ -126,6 +126,7 @@ def main():
     parser.add_argument("--networks", type=int, default=5, help="trained per task (default: 5)")
     parser.add_argument("--tests", type=int, default=20, help="test sets per network (default: 20)")
     parser.add_argument("--items", type=int, default=500, help="items of a test set (default: 500)")
+    parser.add_argument("--large", type=int, default=LARGE, help=f"items that the truth is of (default: {LARGE})")
     parser.add_argument("--picture", type=Path, metavar="PATH", help="only draw the report on one network, XOR")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -141,7 +142,7 @@ def main():
         plans = {"network": (networks, args.tests, wanted)}
         plans["rule"] = ([rule(task)], total, READ_ONE if task == "copy" else (*wanted[:2], {"ignored"}))
         for reader, (models, tests, right_ones) in plans.items():
-            said, right, table[task, reader] = judge(task, models, tests, args.items, right_ones)
+            said, right, table[task, reader] = judge(task, models, tests, args.items, right_ones, args.large)
             for name, good, count, words in zip(NAMES, right_ones, right, said, strict=True):
                 told = ", ".join(f"{word} {times}" for word, times in words.most_common())
                 print(row(task, reader, name, " or ".join(sorted(good)), count, told), flush=True)

@@ -1,21 +1,25 @@
 """What is each modality worth to my model? The measurement."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from balanced_grad.choices import check_choice
 from balanced_grad.diagnosis._absence import Absent, Own, absence
 from balanced_grad.diagnosis._additive import additive_rows, grid_size, projected
 from balanced_grad.diagnosis._contribution import Worth, contribution
 from balanced_grad.diagnosis._estimates import Intervals
+from balanced_grad.diagnosis._features import Reference
 from balanced_grad.diagnosis._items import Items, Modalities, Unpack, gather
 from balanced_grad.diagnosis._network import Network, Predict, network
 from balanced_grad.diagnosis._orders import sampled_orders, to_measure
+from balanced_grad.diagnosis._probes import Probing, probed
 from balanced_grad.diagnosis._progress import Progress
 from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
-from balanced_grad.diagnosis._robustness import product_hits, robustness
+from balanced_grad.diagnosis._robustness import hits_of_heads, robustness
 from balanced_grad.diagnosis._scores import Array
 from balanced_grad.diagnosis._subsets import Game
 from balanced_grad.intervals import check_interval
@@ -32,6 +36,8 @@ def diagnose(
     absent: Absent | Mapping[str, Own] = "permute",
     draws: int = 8,
     additive_items: int = 251,
+    encoders: Mapping[str, nn.Module] | None = None,
+    reference: Reference = "raw",
     predict: Predict | None = None,
     labels: str = "labels",
     unpack: Unpack | None = None,
@@ -69,6 +75,9 @@ def diagnose(
             None, or modality -> value, tensor, None or function of its inputs.
         draws: permutations; default 8 (ours). No more than other items.
         additive_items: for the additive gap, which takes as many passes over them; default 251 (ours), 0: leave out.
+        encoders: modality -> module of the model, to be probed too, against a reference: see ``probe_encoders``, which
+            has more options. Needs scikit-learn. Default: no probes.
+        reference: of the probes: ``"raw"`` inputs (default), or modality -> an encoder that was trained alone.
         predict: function from inputs by name to logits, for a model that is called otherwise.
         labels: key of the labels in batches that are one mapping.
         unpack: function from a batch to ``({name: x}, labels)``, for batches of another form.
@@ -103,6 +112,9 @@ def diagnose(
     check_interval(confidence, 0.0, resamples)
     _check_counts(draws, additive_items)
     items = gather(loader, modalities, labels, unpack, task)
+    plan = None if encoders is None else Probing(encoders, reference)
+    if plan is not None:
+        plan.check(items)
     rng = np.random.default_rng(seed)
     rule = absence(items, absent, draws, rng)
     orders = sampled_orders(items.modalities, rng)
@@ -118,7 +130,9 @@ def diagnose(
             for subset in wanted:
                 game.measure(subset)
             gap = _additive(net, items.first(grid, rng.permutation(len(items))), task) if grid else None
-            heads = _heads(net, items, task) if orders is None else None
+            heads = hits_of_heads(net, items, task) if orders is None else None
+            chances = Intervals(len(items), resamples, confidence, 1 if orders is None else len(orders) // 2)
+            probes = None if plan is None else probed(net, items, model, task, plan, chances, seed)
     finally:
         shown.stop()
     settings = {
@@ -132,7 +146,7 @@ def diagnose(
         "resamples": resamples,
         "seed": seed,
     }
-    return _report(game, wanted, orders, gap, heads, settings)
+    return replace(_report(game, wanted, orders, gap, heads, chances, settings), probes=probes)
 
 
 def _report(
@@ -141,11 +155,11 @@ def _report(
     orders: Sequence[Sequence[str]] | None,
     gap: tuple[Array, Array | None] | None,
     heads: Mapping[Subset, Array] | None,
+    intervals: Intervals,
     settings: Mapping[str, Any],
 ) -> Diagnosis:
     names = game.everything
     options = settings["resamples"], settings["confidence"]
-    intervals = Intervals(settings["items"], *options, 1 if orders is None else len(orders) // 2)
     worth = Worth(game.outcomes, names, orders)
     contributions = {}
     for name in names:
@@ -164,14 +178,6 @@ def _report(
 
 def _additive(net: Network, items: Items, task: Task) -> tuple[Array, Array | None]:
     return additive_rows(task, *projected(net, items), items.labels)
-
-
-def _heads(net: Network, items: Items, task: Task) -> dict[Subset, Array] | None:
-    """What the product of the model's heads gets right, where it has them: one more pass."""
-    if task != "classification" or items.labels.dim() != 1 or items.labels.is_floating_point():
-        return None
-    outputs = net.heads(items)
-    return None if outputs is None else product_hits(outputs, items.labels, items.modalities)
 
 
 def _gap(losses: Array, hits: Array | None, resamples: int, confidence: float) -> AdditiveGap:

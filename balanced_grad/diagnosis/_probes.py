@@ -10,9 +10,9 @@ from torch import nn
 from balanced_grad.choices import check_choice
 from balanced_grad.diagnosis._estimates import Estimate, Intervals, plain
 from balanced_grad.diagnosis._features import Reference, features, reference_features
-from balanced_grad.diagnosis._folds import Splits, out_of_fold, splits_of, targets_of
+from balanced_grad.diagnosis._folds import out_of_fold, splits_of, targets_of
 from balanced_grad.diagnosis._items import Items, Modalities, Unpack, gather
-from balanced_grad.diagnosis._network import Predict, network
+from balanced_grad.diagnosis._network import Network, Predict, network
 from balanced_grad.diagnosis._progress import Progress
 from balanced_grad.diagnosis._scores import Array
 from balanced_grad.heads import HeadClass
@@ -120,49 +120,70 @@ def probe_encoders(
         >>> probes["audio"].verdict, probes["video"].verdict
         ('inconclusive', 'left behind')
     """
-    if find_spec("sklearn") is None:
-        raise ImportError("probe_encoders needs sklearn: pip install 'balanced-grad[demo]'")
+    require_sklearn()
     check_choice("task", task, Task)
     check_choice("head", head, HeadClass)
     check_interval(confidence, 0.0, resamples)
     if not hasattr(folds, "__index__") or folds < 2:
         raise ValueError(f"folds={folds!r}: give a whole number of parts, at least 2")
     items = gather(loader, modalities, labels, unpack, task)
-    _check_names(items, encoders, reference)
-    targets = targets_of(items.labels, task)
     net = network(model, predict, items, device, Progress(False))
+    plan = Probing(encoders, reference, head, folds, pool, mask)
+    return probed(net, items, model, task, plan, Intervals(len(items), resamples, confidence), seed)
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What is probed, and how: arguments of ``probe_encoders``."""
+
+    encoders: Mapping[str, nn.Module]
+    reference: Reference
+    head: HeadClass = "linear"
+    folds: int = 3
+    pool: Any = None
+    mask: Any = None
+
+    def check(self, items: Items) -> None:
+        """Refuse names that do not fit, and options out of range."""
+        require_sklearn()
+        if isinstance(self.reference, str) and self.reference != "raw":
+            raise ValueError(f"reference={self.reference!r}: write 'raw', or give a module or function per modality")
+        for name in self.encoders:
+            if name not in items.keys:
+                raise ValueError(f"encoders has {name!r}, but the modalities are {list(items.modalities)}")
+            if not isinstance(self.reference, str) and name not in self.reference:
+                raise ValueError(f"reference= has nothing for {name!r}; give one for each of {list(self.encoders)}")
+
+
+def probed(
+    net: Network, items: Items, model: nn.Module, task: Task, plan: Probing, intervals: Intervals, seed: int
+) -> dict[str, EncoderProbe]:
+    """Every encoder beside its reference, in one pass over the items."""
+    plan.check(items)
+    targets = targets_of(items.labels, task)
+    splits = splits_of(targets, task, plan.folds, seed)
     with net.ready():
-        mine = features(net, items, model, encoders, pool, mask)
-        others = {name: reference_features(net, items, name, reference) for name in encoders}
-    splits = splits_of(targets, task, folds, seed)
-    intervals = Intervals(len(items), resamples, confidence)
-    return {name: _probe(mine[name], others[name], targets, task, head, splits, seed, intervals) for name in encoders}
+        mine = features(net, items, model, plan.encoders, plan.pool, plan.mask)
+        others = {name: reference_features(net, items, name, plan.reference) for name in plan.encoders}
+
+    def probe(x: Array) -> tuple[Array, Array | None]:
+        return out_of_fold(x, targets, task, plan.head, splits, seed)
+
+    return {name: _compared(*probe(mine[name]), *probe(others[name]), intervals) for name in plan.encoders}
 
 
-def _probe(
-    mine: Array,
-    other: Array,
-    targets: Array,
-    task: Task,
-    head: HeadClass,
-    splits: Splits,
-    seed: int,
-    intervals: Intervals,
+def require_sklearn() -> None:
+    """Say how to get what fits the probes."""
+    if find_spec("sklearn") is None:
+        raise ImportError("probes need sklearn: pip install 'balanced-grad[demo]'")
+
+
+def _compared(
+    losses: Array, hits: Array | None, before: Array, right: Array | None, intervals: Intervals
 ) -> EncoderProbe:
-    (losses, hits), (before, right) = (out_of_fold(x, targets, task, head, splits, seed) for x in (mine, other))
     gap = intervals.of(before - losses)
     verdict: ProbeVerdict = "left behind" if gap.high < 0 else "ahead" if gap.low > 0 else "inconclusive"
     if hits is None or right is None:
         return EncoderProbe(verdict, gap, None, None, None)
     points = intervals.of(100 * (hits - right))
     return EncoderProbe(verdict, gap, points, 100 * float(hits.mean()), 100 * float(right.mean()))
-
-
-def _check_names(items: Items, encoders: Mapping[str, nn.Module], reference: Reference) -> None:
-    if isinstance(reference, str) and reference != "raw":
-        raise ValueError(f"reference={reference!r}: write 'raw', or give a module or function per modality")
-    for name in encoders:
-        if name not in items.keys:
-            raise ValueError(f"encoders has {name!r}, but the modalities are {list(items.modalities)}")
-        if not isinstance(reference, str) and name not in reference:
-            raise ValueError(f"reference= has nothing for {name!r}; give one for each of {list(encoders)}")

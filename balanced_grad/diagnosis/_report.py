@@ -8,6 +8,7 @@ from typing import Any
 
 from balanced_grad.diagnosis._contribution import Contribution, Verdict
 from balanced_grad.diagnosis._estimates import Estimate, plain
+from balanced_grad.diagnosis._probes import EncoderProbe
 from balanced_grad.diagnosis._robustness import Robustness
 from balanced_grad.diagnosis._text import text
 from balanced_grad.subsets import Subset, in_order, label
@@ -65,6 +66,7 @@ class Diagnosis:
         additive: how much an additive model explains; None for one modality.
         robustness: what is left where modalities are missing.
         settings: numbers of items and passes, and the options of the call.
+        probes: modality -> its ``EncoderProbe``; None without ``encoders=``.
     """
 
     modalities: Subset
@@ -73,6 +75,7 @@ class Diagnosis:
     additive: AdditiveGap | None
     robustness: Robustness
     settings: Mapping[str, Any]
+    probes: Mapping[str, EncoderProbe] | None = None
 
     def __getitem__(self, modality: str) -> Contribution:
         return self.contributions[in_order(self.modalities, [modality])[0]]
@@ -97,6 +100,7 @@ class Diagnosis:
             "subsets": {label(subset): risk.to_dict() for subset, risk in self.subsets.items()},
             "additive": plain(self.additive),
             "robustness": plain(self.robustness),
+            "probes": self.probes and plain(dict(self.probes)),
         }
 
     def to_frame(self) -> Any:

@@ -12,7 +12,10 @@ from torch import Tensor
 from balanced_grad.capture import JOINT
 from balanced_grad.diagnosis._contribution import Worth
 from balanced_grad.diagnosis._estimates import Estimate, Intervals, plain
+from balanced_grad.diagnosis._items import Items
+from balanced_grad.diagnosis._network import Network
 from balanced_grad.diagnosis._scores import Array, constant, scores
+from balanced_grad.labels import Task
 from balanced_grad.models import ProductOfHeads
 from balanced_grad.subsets import Subset, all_subsets
 
@@ -94,6 +97,14 @@ def _of_size(size: int, modalities: Subset, orders: Sequence[Sequence[str]] | No
     if orders is not None:
         return [tuple(name for name in modalities if name in order[:size]) for order in orders]
     return [subset for subset in all_subsets(modalities) if len(subset) == size]
+
+
+def hits_of_heads(net: Network, items: Items, task: Task) -> dict[Subset, Array] | None:
+    """What the product of the model's heads gets right, where it has them: one more pass."""
+    if task != "classification" or items.labels.dim() != 1 or items.labels.is_floating_point():
+        return None
+    outputs = net.heads(items)
+    return None if outputs is None else product_hits(outputs, items.labels, items.modalities)
 
 
 def product_hits(outputs: Mapping[str, Tensor], labels: Tensor, modalities: Subset) -> dict[Subset, Array]:

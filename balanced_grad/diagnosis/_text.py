@@ -86,6 +86,12 @@ def _tables(report: "Diagnosis") -> Iterable[list[list[str]]]:
         accuracy = "-" if each_risk.accuracy is None else _range(each_risk.accuracy, "{:.1f}")
         subsets.append([short(said(subset, report.modalities), 3 * NAME), range_of(each_risk.risk), accuracy])
     yield subsets
+    if report.probes is not None:
+        probes = [["encoder", "beside its reference", "risk saved", "accuracy, points"]]
+        for name, probe in report.probes.items():
+            points = "-" if probe.points is None else cell(probe.points, 1)
+            probes.append([short(name), probe.verdict, cell(probe.gap), points])
+        yield probes
 
 
 def shown_subsets(report: "Diagnosis") -> list[Subset]:

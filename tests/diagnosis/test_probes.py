@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import balanced_grad as bg
 from balanced_grad.attachment import encoder_features
 from balanced_grad.diagnosis import probe_encoders
 
@@ -48,6 +49,19 @@ def test_an_encoder_that_lost_something_is_behind_and_one_that_lost_nothing_is_n
     assert found["video"].points.high < 0
     assert found["video"].points.value == pytest.approx(found["video"].accuracy - found["video"].reference_accuracy)
     assert json.loads(json.dumps(found["video"].to_dict()))["verdict"] == "left behind"
+
+
+def test_they_are_part_of_a_report_where_encoders_are_given():
+    model, batches = Late(), [draw()]
+    options = {"draws": 2, "resamples": 200, "additive_items": 0, "progress": False}
+    report = bg.diagnose(model, batches, encoders={"audio": model.ears, "video": model.eyes}, **options)
+    assert report.probes == probes_of(model, batches)
+    assert "left behind" in str(report)
+    assert max(map(len, str(report).splitlines())) <= 100
+    assert report.to_dict()["probes"]["video"]["verdict"] == "left behind"
+    assert bg.diagnose(model, batches, **options).probes is None
+    with pytest.raises(ValueError, match="encoders has 'text'"):
+        bg.diagnose(model, batches, encoders={"text": model.ears}, **options)
 
 
 def test_a_reference_of_the_users_is_asked_in_eval_mode():
