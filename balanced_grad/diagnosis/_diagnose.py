@@ -19,7 +19,7 @@ from balanced_grad.diagnosis._orders import sampled_orders, to_measure
 from balanced_grad.diagnosis._probes import Probing, probed
 from balanced_grad.diagnosis._progress import Progress
 from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
-from balanced_grad.diagnosis._robustness import hits_of_heads, robustness
+from balanced_grad.diagnosis._robustness import have_heads, hits_of_heads, robustness
 from balanced_grad.diagnosis._scores import Array
 from balanced_grad.diagnosis._subsets import Game
 from balanced_grad.intervals import check_interval
@@ -122,7 +122,9 @@ def diagnose(
     shown = Progress(progress)
     net = network(model, predict, items, device, shown)
     grid = grid_size(len(items.modalities), len(items), additive_items)
-    passes = 1 + rule.draws * (len(wanted) - 1)
+    with net.ready():
+        voting = orders is None and have_heads(net, items, task)
+    passes = 1 + rule.draws * (len(wanted) - 1) + voting + (plan is not None)
     shown.start(passes + grid, len(items), passes * len(items) + grid * grid)
     try:
         with net.ready():
@@ -130,7 +132,7 @@ def diagnose(
             for subset in wanted:
                 game.measure(subset)
             gap = _additive(net, items.first(grid, rng.permutation(len(items))), task) if grid else None
-            heads = hits_of_heads(net, items, task) if orders is None else None
+            heads = hits_of_heads(net, items) if voting else None
             chances = Intervals(len(items), resamples, confidence, 1 if orders is None else len(orders) // 2)
             probes = None if plan is None else probed(net, items, model, task, plan, chances, seed)
     finally:

@@ -22,7 +22,8 @@ Modalities = Sequence[str] | Mapping[str, str | tuple[str, ...]]
 class Items:
     """``N`` aligned items: ``inputs[name]`` is a tensor ``(N, ...)`` or a list; ``labels (N, ...)``.
 
-    ``keys`` says which inputs are of which modality; what is of none is given to the model as it is.
+    ``keys`` says which inputs are of which modality; what is of none is given to the model as it is. ``numbers (N,)``
+    are the items' places in the loader.
     """
 
     inputs: dict[str, Any]
@@ -30,6 +31,7 @@ class Items:
     keys: dict[str, tuple[str, ...]]
     batch_size: int
     positional: bool
+    numbers: Rows
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,6 +50,7 @@ class Items:
             self.keys,
             self.batch_size,
             self.positional,
+            self.numbers[rows],
         )
 
 
@@ -74,7 +77,7 @@ def gather(
     inputs, targets = _joined(parts)
     keys = _keys(inputs, modalities)
     known = _labelled(targets, task)
-    items = Items(inputs, targets, keys, len(parts[0][1]), positional)
+    items = Items(inputs, targets, keys, len(parts[0][1]), positional, np.arange(len(targets)))
     if not known.all():
         items = items.first(int(known.sum()), known.nonzero()[:, 0].numpy())
     _require_variety(items.labels, task)
@@ -106,7 +109,7 @@ def _read(batch: Any, modalities: Modalities | None, labels: str) -> Batch:
 def _joined(parts: Sequence[Batch]) -> tuple[dict[str, Any], Tensor]:
     names = list(parts[0][0])
     for number, (inputs, labels) in enumerate(parts):
-        if list(inputs) != names or any(inputs[name] is None for name in names):
+        if set(inputs) != set(names) or any(inputs[name] is None for name in names):
             missing = [name for name in names if inputs.get(name) is None]
             raise ValueError(
                 f"batch {number} has no {', '.join(map(repr, missing)) or 'such inputs as the first'}: what a modality "

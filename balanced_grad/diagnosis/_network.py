@@ -48,9 +48,13 @@ class Network:
         """``(rows, logits (B, ...))`` of one pass over the items, some of whose inputs are changed."""
         for rows, batch in self._batches(items, changed):
             out = _logits(self.predict(batch))
-            self._check(out, rows, what)
+            self._check(out, items.numbers[rows], what)
             yield slice(rows[0], rows[-1] + 1), out.float() if out.dtype != torch.float64 else out
         self.progress.advance()
+
+    def returns_heads(self, items: Items) -> bool:
+        """Whether the first batch gets a prediction for each modality beside the fused one."""
+        return heads_of(self.predict(next(self.batches(items))), items.modalities) is not None
 
     def heads(self, items: Items) -> dict[str, Tensor] | None:
         """``(N, C)`` of the fused head and one for each modality; None where the model does not return them."""
@@ -87,8 +91,8 @@ class Network:
             which = rows[bad.cpu().numpy()]
             more = f" and {len(which) - SHOWN} more of this batch" if len(which) > SHOWN else ""
             raise ValueError(
-                f"the model's output is not finite for items {which[:SHOWN].tolist()}{more} (counted in the loader's "
-                f"order, labelled ones only) {what}"
+                f"the model's output is not finite for items {which[:SHOWN].tolist()}{more} (counted from 0 in the "
+                f"loader's order) {what}"
             )
 
 

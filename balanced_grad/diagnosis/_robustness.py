@@ -99,10 +99,14 @@ def _of_size(size: int, modalities: Subset, orders: Sequence[Sequence[str]] | No
     return [subset for subset in all_subsets(modalities) if len(subset) == size]
 
 
-def hits_of_heads(net: Network, items: Items, task: Task) -> dict[Subset, Array] | None:
-    """What the product of the model's heads gets right, where it has them: one more pass."""
-    if task != "classification" or items.labels.dim() != 1 or items.labels.is_floating_point():
-        return None
+def have_heads(net: Network, items: Items, task: Task) -> bool:
+    """Whether there are heads to multiply, for labels that are one class per item."""
+    single = task == "classification" and items.labels.dim() == 1 and not items.labels.is_floating_point()
+    return single and net.returns_heads(items)
+
+
+def hits_of_heads(net: Network, items: Items) -> dict[Subset, Array] | None:
+    """What the product of the model's heads gets right: one more pass."""
     outputs = net.heads(items)
     return None if outputs is None else product_hits(outputs, items.labels, items.modalities)
 

@@ -223,6 +223,7 @@ def test_outputs_that_are_not_finite_name_items_and_modality():
         report_of(model, absent="zero")
     x, y = draw()
     x["audio"][17] = torch.nan
+    y[0] = -100  # which does not move the number
     with pytest.raises(ValueError, match=r"items \[17\] .* with all modalities"):
         report_of(by_name, [(x, y)])
 
@@ -238,6 +239,24 @@ def test_the_text_fits_a_terminal(capsys):
     said = capsys.readouterr().err
     passes = report.settings["passes"]
     assert f"diagnose: {passes} passes over 30 items; {30 * passes:,} items go through the model" in said
+
+
+def test_the_stated_number_of_passes_is_the_number_of_passes(capsys):
+    class Heads(Net):
+        def forward(self, audio, video):
+            return {
+                "joint": super().forward(audio, video),
+                "audio": by_name(audio, 0 * video),
+                "video": by_name(0 * audio, video),
+            }
+
+    model, calls = Heads(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    report = report_of(model, encoders={"audio": model.audio, "video": model.frozen}, progress=True)
+    said = int(capsys.readouterr().err.split()[1])
+    assert said == report.settings["passes"] == 1 + 2 * 3 + 7 + 1 + 1
+    assert len(calls) == said + 1  # one batch, to see what the model returns
+    assert report.robustness.heads is not None
 
 
 def test_plain_numbers_and_files(tmp_path):
