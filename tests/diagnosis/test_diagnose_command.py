@@ -56,6 +56,7 @@ def test_the_command_prints_the_report_and_states_its_cost(script, capsys, funct
 
 
 def test_files_and_options(script, capsys, tmp_path):
+    pytest.importorskip("matplotlib", reason="pip install 'balanced-grad[demo]'")
     arguments = ["--out", str(tmp_path / "new" / "folder"), "--absent", "zero", "--seed", "3", "--device", "cpu"]
     assert main(["diagnose", f"{script}:trained", *arguments]) == 0
     out, _ = capsys.readouterr()
@@ -63,6 +64,7 @@ def test_files_and_options(script, capsys, tmp_path):
     assert (folder / "report.txt").read_text() == out
     settings = json.loads((folder / "report.json").read_text())["settings"]
     assert (settings["absent"], settings["seed"]) == ("zero", 3)
+    assert sorted(path.name for path in folder.iterdir()) == [f"report.{end}" for end in ("html", "json", "png", "txt")]
 
 
 @pytest.mark.parametrize(
