@@ -2,9 +2,11 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.diagnosis import Diagnosis, diagnose
 from balanced_grad.dropout import ModalityDropout, drop_modalities
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import GradientBlending, HeldOut, endless, hold_out
+from balanced_grad.integrations import plot_history
 from balanced_grad.methods import MIMO, Alternate, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
 from balanced_grad.modulation import AGM, ARL, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
@@ -27,6 +29,7 @@ __all__ = [
     "Attachment",
     "BalancedOptimizer",
     "Balancer",
+    "Diagnosis",
     "EqualNorms",
     "GradientBlending",
     "Gramian",
@@ -47,10 +50,12 @@ __all__ = [
     "Uniform",
     "Weighting",
     "attach",
+    "diagnose",
     "drop_modalities",
     "endless",
     "freeze",
     "hold_out",
+    "plot_history",
     "scores",
     "warm_up",
 ]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 Task = Literal["classification", "multilabel", "regression"]
 """What labels are: a class per item, a yes or no per class, numbers."""
@@ -63,6 +63,17 @@ def unlabelled(labels: Tensor) -> Tensor:
     """Which rows ``(N,)`` do not count: class indices of -100, or values of which one is NaN."""
     unknown = labels.isnan() if labels.is_floating_point() else labels == IGNORED
     return unknown.flatten(1).any(1) if unknown.dim() > 1 else unknown
+
+
+def entry_losses(task: Task, logits: Tensor, labels: Labels) -> Tensor:
+    """Cross-entropy per item, binary cross-entropy or squared error per entry, of ``fitted`` logits and labels."""
+    if task == "classification":
+        classes = logits.shape[-1:] if labels.soft else ()
+        targets = labels.values.reshape(-1, *classes)
+        return cross_entropy(logits.flatten(0, -2), targets, reduction="none").reshape(logits.shape[:-1])
+    if task == "multilabel":
+        return binary_cross_entropy_with_logits(logits, labels.values, reduction="none")
+    return mse_loss(logits, labels.values, reduction="none")
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -120,6 +131,23 @@ def read(task: Task, labels: Tensor, predictions: Tensor) -> Labels:
     elif (value := _first(labels, values.isinf())) is not None:
         raise ValueError(f"a label is {value:g}, which is not finite in {values.dtype}; write NaN for what is unknown")
     return Labels(values.masked_fill(unknown, 0.0), _counted(~unknown))
+
+
+def fitted(task: Task, name: str, logits: Tensor, labels: Tensor, cure: str) -> tuple[Tensor, Labels]:
+    """Logits and labels in each other's shape; refuses those that do not fit, and labels outside the task's domain."""
+    require_tensor(labels)
+    single = logits.shape[-1:] == (1,) and logits.dim() == labels.dim() + 1
+    ready = logits.squeeze(-1) if single and task != "classification" else logits
+    items = ready.shape[:-1]
+    flat = labels.shape in ((*items, 1), (items.numel(),)) and task == "classification"
+    shaped = labels.reshape(items) if flat and not fits(task, labels, ready.shape) else labels
+    if not fits(task, shaped, ready.shape):
+        wanted = "one label per row" if task == "classification" else "labels of the same shape"
+        raise ValueError(
+            f"the logits of {name!r} have shape {tuple(ready.shape)} and the labels {tuple(labels.shape)}, but "
+            f"task={task!r} needs {wanted}; {cure}"
+        )
+    return ready, read(task, shaped, ready)
 
 
 def _classes(labels: Tensor, classes: int) -> Labels:

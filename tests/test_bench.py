@@ -34,6 +34,8 @@ def test_capture_prints_a_ratio_per_variant():
     [
         ("bench.latent_quality", "synthetic", "--seeds", "1", "--items", "600", "--test", "200"),
         ("bench.evidence_synthetic", "--seeds", "1"),
+        ("bench.diagnose_truth", "--networks", "1", "--tests", "1", "--items", "100", "--large", "200"),
+        ("bench.diagnose_real", "--steps", "5", "--draws", "2"),
         ("bench.trunk", "--rounds", "1"),
     ],
     ids=lambda arguments: arguments[0],

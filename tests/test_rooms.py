@@ -15,6 +15,7 @@ PACKAGE = "balanced_grad"
 PRIVATE = {
     ("__main__", "check._cli"): "a command, loaded when it is asked for: its parser is nobody's API",
     ("__main__", "demo._cli"): "likewise",
+    ("__main__", "diagnosis._cli"): "likewise",
 }
 
 

@@ -2,5 +2,6 @@
 
 from balanced_grad.attachment._attach import attach
 from balanced_grad.attachment._attachment import Attachment
+from balanced_grad.attachment._features import encoder_features
 
-__all__ = ["Attachment", "attach"]
+__all__ = ["Attachment", "attach", "encoder_features"]

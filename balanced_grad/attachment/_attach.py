@@ -106,9 +106,9 @@ def attach(
         muted = Mute(model, names, _inputs(mute, names) if isinstance(mute, Mapping) else mute, logits)
         return Attachment(muted, task, None, muted)
     refuse_beside("num_outputs" if split is None else "split", logits=logits)
-    encoders = _encoders(model, modalities)
+    encoders = encoders_of(model, modalities)
     notices = Notices()
-    pooling = Pooling(_by_name("pool", pool, names), Masks(model, _by_name("mask", mask, names), notices))
+    pooling = Pooling(by_name("pool", pool, names), Masks(model, by_name("mask", mask, names), notices))
     widths = _named("widths", widths or {}, names)
     rule: Heads | SplitHead
     heads, watch = None, None
@@ -135,7 +135,7 @@ def _check(model: object, task: object, ways: Mapping[str, object]) -> None:
         )
 
 
-def _by_name(setting: str, value: Value | Mapping[str, Value] | None, names: tuple[str, ...]) -> dict[str, Value]:
+def by_name(setting: str, value: Value | Mapping[str, Value] | None, names: tuple[str, ...]) -> dict[str, Value]:
     """A setting for all modalities, or of some by name."""
     if value is None:
         return {}
@@ -157,7 +157,8 @@ def _inputs(mute: Inputs, names: tuple[str, ...]) -> Inputs:
     return inputs
 
 
-def _encoders(model: nn.Module, modalities: Named | Sequence[str]) -> dict[str, nn.Module]:
+def encoders_of(model: nn.Module, modalities: Named | Sequence[str]) -> dict[str, nn.Module]:
+    """Name -> encoder; refuses what is no module of the model."""
     inside = {id(module) for module in model.modules()}
     encoders: dict[str, nn.Module] = {}
     for name, encoder in entries(modalities, "modalities", "encoder").items():

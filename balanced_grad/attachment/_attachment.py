@@ -6,10 +6,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from balanced_grad.attachment._heads import Heads
-from balanced_grad.attachment._tasks import fitted, task_loss
 from balanced_grad.attachment._watch import HeadsWatch
 from balanced_grad.capture import JOINT
-from balanced_grad.labels import Labels, Task
+from balanced_grad.labels import Labels, Task, entry_losses, fitted
 from balanced_grad.modulation import Muted, TaskScores, score
 from balanced_grad.presence import Present, checked_mask, nobody
 
@@ -93,7 +92,9 @@ class Attachment(nn.Module):
             )
         self._detached = {name: logits.detach() for name, (logits, _) in pairs.items()}
         out = {} if joint is None else {JOINT: joint}
-        return out | {name: task_loss(self.task, *pair) for name, pair in pairs.items() if not pair[1].nothing}
+        return out | {
+            name: pair[1].mean(entry_losses(self.task, *pair)) for name, pair in pairs.items() if not pair[1].nothing
+        }
 
     def scores(self, labels: Tensor, present: Present | None = None) -> TaskScores:
         """How well each modality alone predicts the last batch: ``bg.scores``, before or after ``losses``."""

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from balanced_grad.capture import eager
 from balanced_grad.modulation import Muted
+from balanced_grad.running import evaluating, logits_of
 
 Inputs = Mapping[str, str | tuple[str, ...]]
 _muting = ContextVar("_muting", default=False)
@@ -34,7 +35,7 @@ class Mute:
         self._names = names
         self._callback = None if isinstance(mute, Mapping) else mute
         self._inputs = {name: _tuple(mute[name]) for name in names} if isinstance(mute, Mapping) else {}
-        self._logits = logits or _logits
+        self._logits = logits or logits_of
         self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.cut: set[str] = set()  # nothing is cut off: the model runs anew
         self._copied = False
@@ -90,16 +91,12 @@ class Mute:
 
     @contextmanager
     def _as_if_evaluating(self) -> Iterator[None]:
-        training = [module for module in self._model.modules() if module.training]
         token = _muting.set(True)
         try:
-            for module in training:
-                module.training = False
-            yield
+            with evaluating(self._model):
+                yield
         finally:
             _muting.reset(token)
-            for module in training:
-                module.training = True
 
 
 def _tuple(keys: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -121,16 +118,3 @@ def _given(key: str, value: Any) -> set[str]:
     if isinstance(value, Mapping):
         return {name for inner, part in value.items() for name in _given(inner, part)}
     return set() if value is None else {key}
-
-
-def _logits(output: Any) -> Tensor:
-    logits = output
-    if isinstance(output, Mapping):
-        logits = output.get("logits")
-    elif not isinstance(output, Tensor):
-        logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model returned a {type(output).__name__} without logits; give logits=, a function from it to them"
-        )
-    return logits

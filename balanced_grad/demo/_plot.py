@@ -12,30 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from balanced_grad.demo._compare import Results, spread
 from balanced_grad.demo._data import Dataset
 from balanced_grad.demo._train import ALONE, BASELINE, JOINT
+from balanced_grad.pictures import COLOURS, STYLE
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; a method keeps its colour in every panel.
-METHOD_COLOURS = ("#7f7f7f", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+METHOD_COLOURS = COLOURS  # a method keeps its colour in every panel
 LOSS_COLOURS = ("#000000", "#88ccee", "#117733", "#cc6677", "#332288", "#ddaa33", "#aa4499", "#44aa99")
 COLUMNS = 3
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8.5,
-    "legend.title_fontsize": 8.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.linewidth": 0.5,
-    "grid.color": "#dddddd",
-    "lines.linewidth": 1.4,
-    "lines.markersize": 3,
-}
 
 
 def plot(data: Dataset, results: Results, path: Path) -> None:
@@ -44,7 +25,7 @@ def plot(data: Dataset, results: Results, path: Path) -> None:
     rows = [-(-len(panels) // COLUMNS) for panels in (weights, results.modalities)]
     heights = [2.1 * rows[0] + 0.4, 2.0 * rows[1] + 0.4, 2.5]
     seeds = len(results.runs[BASELINE.name])
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its stub knows no plain dict of mixed values
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, sum(heights) + 0.5), layout="constrained")
         grid = figure.add_gridspec(3, 1, height_ratios=heights)
         parts = [figure.add_subfigure(grid[i]) for i in range(3)]

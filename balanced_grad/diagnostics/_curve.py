@@ -10,7 +10,7 @@ from balanced_grad.diagnostics._gap import Gap
 from balanced_grad.diagnostics._latent_quality import Data, latent_quality
 from balanced_grad.diagnostics._model import Train
 from balanced_grad.diagnostics._report import LatentQuality
-from balanced_grad.diagnostics._subsets import label
+from balanced_grad.subsets import label
 from balanced_grad.tables import side_by_side
 
 FRACTIONS = (1e-3, 1e-2, 1e-1, 1.0)

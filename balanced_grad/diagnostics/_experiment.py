@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from balanced_grad.diagnostics._heads import FOLDS, HeadClass, refit, require_items_per_class
 from balanced_grad.diagnostics._items import Array, Items
 from balanced_grad.diagnostics._model import Model, Train, latents, own_risk, parameter_count
-from balanced_grad.diagnostics._subsets import Subset
+from balanced_grad.heads import FOLDS, HeadClass, refit, require_items_per_class
+from balanced_grad.subsets import Subset
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from balanced_grad.diagnostics._items import Array
+from balanced_grad.intervals import PairedBootstrap, bounds, check_interval
 
 Verdict = Literal["helps", "hurts", "inconclusive"]
 """What the interval of a gap says: see `Gap.verdict`."""
-BATCH = 4_000_000  # resampled losses in memory at a time
 
 
 @dataclass(frozen=True)
@@ -42,41 +42,13 @@ class Gap:
         return {**self.__dict__, "seeds": list(self.seeds)}
 
 
-class PairedBootstrap:
-    """Distribution of every contrast of ``K`` risks, from ``losses (S, K, N)`` of ``S`` seeds on the same ``N`` items.
-
-    The items are resampled once for all risks, so that any difference is a paired one. With two seeds or more,
-    ``s/√S`` times a draw of Student's t with ``S - 1`` degrees of freedom is added, ``s`` the deviation of the
-    contrast over the seeds: a bootstrap of three seeds would be too narrow.
-    """
-
-    def __init__(self, losses: Array, resamples: int) -> None:
-        from scipy.stats import bootstrap
-
-        self.by_seed = losses.mean(2)
-        rng = np.random.default_rng(0)  # the same report for the same losses
-        risks, items = losses.shape[1:]
-        self._draws: Array = bootstrap(
-            (losses.mean(0),),
-            np.mean,
-            axis=-1,
-            vectorized=True,
-            n_resamples=resamples,
-            batch=max(1, BATCH // (risks * items)),
-            method="percentile",
-            random_state=rng,
-        ).bootstrap_distribution
-        seeds = len(losses)
-        self._student = rng.standard_t(seeds - 1, resamples) / np.sqrt(seeds) if seeds > 1 else np.zeros(resamples)
-
-    def gap(self, contrast: Array, confidence: float, tolerance: float) -> Gap:
-        """The contrast ``(K,)`` of the risks."""
-        seeds = self.by_seed @ contrast
-        deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0
-        draws = contrast @ self._draws + deviation * self._student
-        low, high = (float(q) for q in np.quantile(draws, ((1 - confidence) / 2, (1 + confidence) / 2)))
-        verdict: Verdict = "helps" if high < -tolerance else "hurts" if low > tolerance else "inconclusive"
-        return Gap(float(seeds.mean()), low, high, verdict, tuple(seeds.tolist()))
+def gap_of(losses: Array, contrast: Array, resampled: PairedBootstrap, confidence: float, tolerance: float) -> Gap:
+    """The contrast ``(K,)`` of ``K`` risks, from ``losses (S, K, N)`` of ``S`` seeds on the same ``N`` items."""
+    seeds = losses.mean(2) @ contrast
+    deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0
+    low, high = bounds(resampled.means(contrast @ losses.mean(0), deviation), confidence)
+    verdict: Verdict = "helps" if high < -tolerance else "hurts" if low > tolerance else "inconclusive"
+    return Gap(float(seeds.mean()), low, high, verdict, tuple(seeds.tolist()))
 
 
 def paired_gap(
@@ -112,15 +84,6 @@ def paired_gap(
         raise ValueError(f"losses are (N,) or (S, N), alike, N >= 2; got {first.shape} and {second.shape}")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("losses must be finite")
-    bootstrap = PairedBootstrap(np.stack([first, second], 1), resamples)
-    return bootstrap.gap(np.array([1.0, -1.0]), confidence, tolerance)
-
-
-def check_interval(confidence: float, tolerance: float, resamples: int) -> None:
-    """Refuse numbers that give no interval."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence!r}: give a number between 0 and 1, such as 0.95")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance={tolerance!r}: give a number >= 0, in units of the loss")
-    if not hasattr(resamples, "__index__") or resamples < 100:
-        raise ValueError(f"resamples={resamples!r}: give a whole number, at least 100, or the interval is noise")
+    losses = np.stack([first, second], 1)
+    resampled = PairedBootstrap(first.shape[1], resamples, len(first))
+    return gap_of(losses, np.array([1.0, -1.0]), resampled, confidence, tolerance)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from balanced_grad.diagnostics._subsets import Subset
 from balanced_grad.labels import unlabelled
+from balanced_grad.subsets import Subset
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from balanced_grad.diagnostics._experiment import Outcome
 from balanced_grad.diagnostics._items import Array
-from balanced_grad.diagnostics._subsets import Subset
+from balanced_grad.subsets import Subset
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from balanced_grad.choices import check_choice
 from balanced_grad.diagnostics._experiment import Division, Experiment, Outcome
-from balanced_grad.diagnostics._gap import check_interval
-from balanced_grad.diagnostics._heads import HeadClass
 from balanced_grad.diagnostics._items import Items, class_labels
 from balanced_grad.diagnostics._latent import Latent
 from balanced_grad.diagnostics._model import Train
 from balanced_grad.diagnostics._report import LatentQuality
-from balanced_grad.diagnostics._subsets import Subset, in_order
-from balanced_grad.subsets import all_subsets
+from balanced_grad.heads import HeadClass
+from balanced_grad.intervals import check_interval
+from balanced_grad.subsets import Subset, all_subsets, in_order
 
 MANY = 6  # 63 subsets; each further modality doubles them
 

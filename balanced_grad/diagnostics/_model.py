@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from balanced_grad.diagnostics._items import Array, Items
-from balanced_grad.diagnostics._subsets import Subset, label
+from balanced_grad.subsets import Subset, label
 
 CHUNK = 1024  # items encoded at a time
 

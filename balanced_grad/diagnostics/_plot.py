@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from balanced_grad.diagnostics._gap import Gap
-from balanced_grad.diagnostics._subsets import label
+from balanced_grad.pictures import GREEN, GREY, ORANGE, SKY, figure_class
+from balanced_grad.subsets import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from balanced_grad.diagnostics._curve import SampleSizeCurve
     from balanced_grad.diagnostics._report import LatentQuality
 
-COLOURS = {"helps": "#009e73", "hurts": "#d55e00", "inconclusive": "#7f7f7f"}  # Okabe and Ito's
+COLOURS = {"helps": GREEN, "hurts": ORANGE, "inconclusive": GREY}
 FEW = 16  # subsets that get a bar each
 
 
 def plot_report(report: "LatentQuality", path: Path) -> None:
     """Risk of every subset beside the value of every modality, or of every nested pair if subsets are missing."""
-    figure_class = _figure()
+    figure_of = figure_class("plot()")
     gaps = _gaps_to_show(report)
     few = len(report.latents) <= FEW
     height = 0.8 + 0.22 * max(len(report.latents) if few else 0, len(gaps), 6)
-    figure = figure_class(figsize=(9, height), layout="constrained")
+    figure = figure_of(figsize=(9, height), layout="constrained")
     left, right = figure.subplots(1, 2)
     unit = "nats" if report.settings["task"] == "classification" else "squared error"
     (_risks if few else _risks_by_size)(left, report, f"risk of the refitted head ({unit})")
@@ -36,7 +36,7 @@ def plot_report(report: "LatentQuality", path: Path) -> None:
 
 def plot_curve(curve: "SampleSizeCurve", path: Path) -> None:
     """Risk of every subset against the number of training items, with the spread over the seeds."""
-    figure = _figure()(figsize=(7, 4), layout="constrained")
+    figure = figure_class("plot()")(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     sizes = list(curve.reports)
     for subset in filter(None, curve.reports[sizes[-1]].latents):
@@ -59,7 +59,7 @@ def _gaps_to_show(report: "LatentQuality") -> dict[str, Gap]:
 def _risks(axis: "Axes", report: "LatentQuality", what: str) -> None:
     rows = list(report.latents.values())[::-1]
     by_seed = np.array([latent.losses.mean(1) for latent in rows])
-    axis.barh(range(len(rows)), by_seed.mean(1), xerr=by_seed.std(1), color="#56b4e9", error_kw={"lw": 0.8})
+    axis.barh(range(len(rows)), by_seed.mean(1), xerr=by_seed.std(1), color=SKY, error_kw={"lw": 0.8})
     axis.set_yticks(range(len(rows)), [label(latent.trained_on) for latent in rows], fontsize=7)
     axis.set_xlabel(what)
 
@@ -67,7 +67,7 @@ def _risks(axis: "Axes", report: "LatentQuality", what: str) -> None:
 def _risks_by_size(axis: "Axes", report: "LatentQuality", what: str) -> None:
     latents = list(report.latents.values())
     sizes = [len(latent.trained_on) for latent in latents]
-    axis.plot([latent.risk for latent in latents], sizes, "o", ms=3, color="#56b4e9")
+    axis.plot([latent.risk for latent in latents], sizes, "o", ms=3, color=SKY)
     for size in sorted(set(sizes)):
         best = min((latent for latent in latents if len(latent.trained_on) == size), key=lambda latent: latent.risk)
         axis.annotate(f"  {label(best.trained_on)}", (best.risk, size + 0.15), fontsize=6.5)
@@ -82,11 +82,3 @@ def _intervals(axis: "Axes", gaps: dict[str, Gap]) -> None:
         axis.plot(gap.value, y, "o", color=COLOURS[gap.verdict], ms=4)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_yticks(range(len(rows)), list(gaps)[::-1], fontsize=7)
-
-
-def _figure() -> "type[Figure]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot() needs matplotlib: pip install 'balanced-grad[demo]'") from error
-    return Figure

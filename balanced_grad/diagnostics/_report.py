@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from balanced_grad.diagnostics._gap import Gap, PairedBootstrap, paired_gap
+from balanced_grad.diagnostics._gap import Gap, gap_of, paired_gap
+from balanced_grad.diagnostics._items import Array
 from balanced_grad.diagnostics._latent import Latent
-from balanced_grad.diagnostics._subsets import Subset, in_order, label
 from balanced_grad.diagnostics._table import table
-from balanced_grad.subsets import shapley_contrast
+from balanced_grad.intervals import PairedBootstrap
+from balanced_grad.subsets import Subset, in_order, label, shapley_contrast
 
 Settings = Mapping[str, Any]
 
@@ -134,9 +135,13 @@ class LatentQuality:
         return table(self)
 
     @cached_property
+    def _losses(self) -> Array:
+        """``(seeds, subsets, items)``."""
+        return np.stack([latent.losses for latent in self.latents.values()], 1)
+
+    @cached_property
     def _bootstrap(self) -> PairedBootstrap:
-        losses = np.stack([latent.losses for latent in self.latents.values()], 1)
-        return PairedBootstrap(losses, self.settings["resamples"])
+        return PairedBootstrap(self._losses.shape[2], self.settings["resamples"], len(self._losses))
 
     def _contrast(self, *parts: Mapping[Subset, float]) -> Gap:
         coefficients = dict.fromkeys(self.latents, 0.0)
@@ -144,4 +149,5 @@ class LatentQuality:
             for subset, coefficient in part.items():
                 coefficients[subset] += coefficient
         contrast = np.array(list(coefficients.values()))
-        return self._bootstrap.gap(contrast, self.settings["confidence"], self.settings["tolerance"])
+        settings = self.settings
+        return gap_of(self._losses, contrast, self._bootstrap, settings["confidence"], settings["tolerance"])

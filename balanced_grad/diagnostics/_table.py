@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from balanced_grad.diagnostics._gap import Gap
-from balanced_grad.diagnostics._subsets import label
+from balanced_grad.subsets import label
 from balanced_grad.tables import side_by_side
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from balanced_grad.balancer import Balancer
-from balanced_grad.integrations._values import log_values
-from balanced_grad.optim import ActivityWatch
+from balanced_grad.integrations._logger import BalancerLog
 
 _CURE = (
     "does the trainer compute a loss of its own? label_smoothing_factor= and compute_loss_func= call the model without "
@@ -12,7 +10,7 @@ _CURE = (
 )
 
 
-class BalanceLogger(TrainerCallback):
+class BalanceLogger(BalancerLog, TrainerCallback):
     """Adds losses, weights and conflict of the last batch to what the trainer logs; see ``log_values``.
 
     Write ``BalanceLogger(balancer).add_to(trainer)``. The values are read from the device when the trainer logs, every
@@ -27,10 +25,7 @@ class BalanceLogger(TrainerCallback):
     Examples: see the page on trainers.
     """
 
-    def __init__(self, balancer: Balancer, prefix: str = "balance/") -> None:
-        self.balancer = balancer
-        self.prefix = prefix
-        self._activity = ActivityWatch(balancer, _CURE, at_once=True)
+    cure = _CURE
 
     def add_to(self, trainer: Trainer) -> None:
         """Put this logger before all callbacks of the trainer, those that report included."""
@@ -52,6 +47,6 @@ class BalanceLogger(TrainerCallback):
         """Called by the trainer."""
         if logs is None or "loss" not in logs:  # evaluation, or the summary at the end
             return
-        values = {name: float(value) for name, value in log_values(self.balancer.last, self.prefix).items()}
+        values = {name: float(value) for name, value in self.values().items()}
         logs |= values
         state.log_history[-1] |= values

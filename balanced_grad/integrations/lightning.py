@@ -4,14 +4,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from balanced_grad.balancer import Balancer
-from balanced_grad.integrations._values import log_values
-from balanced_grad.optim import ActivityWatch
+from balanced_grad.integrations._logger import BalancerLog
 
 _CURE = "return balancer(losses) from training_step, and give the logger the very balancer that is called"
 
 
-class BalanceLogger(Callback):
+class BalanceLogger(BalancerLog, Callback):
     """Adds losses, weights and conflict of every training batch to the module's logs; see ``log_values``.
 
     Give it to the trainer: ``Trainer(callbacks=[BalanceLogger(balancer)])``. Nothing waits for the device: Lightning
@@ -25,10 +23,7 @@ class BalanceLogger(Callback):
     Examples: see the page on trainers.
     """
 
-    def __init__(self, balancer: Balancer, prefix: str = "balance/") -> None:
-        self.balancer = balancer
-        self.prefix = prefix
-        self._activity = ActivityWatch(balancer, _CURE, at_once=True)
+    cure = _CURE
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -36,5 +31,4 @@ class BalanceLogger(Callback):
         """Called by Lightning."""
         if trainer.global_step:  # there has been a step of the optimizer
             self._activity.look()
-        values = log_values(self.balancer.last, self.prefix)
-        pl_module.log_dict({name: value.float() for name, value in values.items()}, batch_size=1)
+        pl_module.log_dict({name: value.float() for name, value in self.values().items()}, batch_size=1)

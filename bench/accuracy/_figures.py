@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from balanced_grad.demo._compare import spread
-from balanced_grad.demo._plot import LOSS_COLOURS, STYLE
+from balanced_grad.demo._plot import LOSS_COLOURS
+from balanced_grad.pictures import STYLE
 from bench.accuracy._methods import ALONE, BASELINE
 from bench.accuracy._objectives import JOINT
 from bench.accuracy._statistics import Group, number

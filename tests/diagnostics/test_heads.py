@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="heads are scikit-learn's; pip install 'balanced-grad[demo]'")
 
-from balanced_grad.diagnostics._heads import LEAST_PROBABILITY, PENALTIES, refit, require_items_per_class
+from balanced_grad.heads import LEAST_PROBABILITY, PENALTIES, refit, require_items_per_class
 
 
 def classes(items, width, seed=0, noise=0.5):
@@ -96,7 +96,7 @@ def test_a_wide_latent_of_noise_gets_a_strong_penalty_and_does_little_harm():
 def refit_with(features, targets, penalty):
     """The head without a choice of penalty."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("balanced_grad.diagnostics._heads.PENALTIES", (penalty,))
+        patch.setattr("balanced_grad.heads.PENALTIES", (penalty,))
         return refit("linear", features, targets, classification=True, seed=0)
 
 

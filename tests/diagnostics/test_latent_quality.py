@@ -17,8 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import balanced_grad as bg
 from balanced_grad.diagnostics import latent_quality
-from balanced_grad.diagnostics._subsets import in_order, label
-from balanced_grad.subsets import all_subsets, shapley_contrast
+from balanced_grad.subsets import all_subsets, in_order, label, shapley_contrast
 
 pytest.importorskip("sklearn", reason="heads are scikit-learn's; pip install 'balanced-grad[demo]'")
 

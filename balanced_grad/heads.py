@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from balanced_grad.diagnostics._items import Array
+Array = npt.NDArray[Any]
 
 HeadClass = Literal["linear", "mlp"]
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)  # λ of mean loss + λ/2 ‖w‖², on standardised features
