@@ -105,17 +105,26 @@ class BalancedTrainerMixin(_Base):
                 "nothing says what the losses are: give heads=bg.attach(model, ...), or losses=, a function "
                 "(model, inputs, outputs) -> losses by name"
             )
-        for name in ("compute_loss_func", "model_init"):
-            if kwargs.get(name) is not None:
-                cure = "return losses by name: losses=" if name == "compute_loss_func" else "give the model itself"
-                raise ValueError(f"{name}= takes the place of what is balanced; {cure}")
+        if kwargs.get("model_init") is not None:
+            raise ValueError("model_init= takes the place of the model that is balanced; give the model itself")
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func= takes the place of what is balanced; return losses by name: losses= (TRL's "
+                "loss_type='dft' sets it: take 'nll' or 'chunked_nll')"
+            )
+        self._find_labels(targets)
         self.balancer = balancer
         self.accumulate = accumulate
-        self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
         self._checkpoint_without_reentering()
         self._in_forward = self._hooked(heads, losses)
         BalanceLogger(balancer).add_to(self)
+
+    def _find_labels(self, targets: str | Sequence[str]) -> None:
+        """The targets are what ``compute_metrics`` compares with, where the model itself has no labels."""
+        self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
+        if self.args.label_names is None and not self.label_names:
+            self.label_names = list(self._targets)
 
     def _checkpoint_without_reentering(self) -> None:
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the latter until 5.22
@@ -161,13 +170,13 @@ class BalancedTrainerMixin(_Base):
         with torch.random.fork_rng(), torch.no_grad():
             model.eval()
             inputs = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-            with self.compute_loss_context_manager():
-                self.compute_loss(model, inputs)
+            with self._in_forward.active(building=True), self.compute_loss_context_manager():
+                super().compute_loss(model, inputs)
             model.train(training)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's, of a model whose loss is the balancer's scalar."""
-        with self._in_forward.active():
+        with self._in_forward.active(self.accelerator.autocast):
             return super().compute_loss(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """The balancer in the forward of a model that is not edited: hooks put its scalar where a trainer reads the loss."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,8 +18,14 @@ Losses = Mapping[str, Tensor | None]
 LossFunction = Callable[[nn.Module, Inputs, Any], Losses | tuple[Losses, Mapping[str, Any]]]
 """``losses(model, inputs, outputs)``: name -> loss, or that and what else the balancer's call takes, as keywords."""
 
+Autocast = Callable[[], AbstractContextManager[Any]]
+
 NAME = "balanced_grad"  # of the submodule
 _ITEMS = "num_items_in_batch"
+
+
+class Built(Exception):  # noqa: N818, it is no fault
+    """Ends a step that was begun for its forward alone."""
 
 
 class Smoother(Protocol):
@@ -85,6 +91,8 @@ class BalancedForward(nn.Module):
         self.shifted = shifted
         self.reached = True  # whether backward() has reached the last scalar
         self._active = False
+        self._building = False
+        self._autocast: Autocast = nullcontext
         self._inputs: Inputs = {}
         self._counts: tuple[Tensor, Any] | None = None  # the items of this batch, and of the whole step
         self.register_load_state_dict_post_hook(_without_ours)  # type: ignore[no-untyped-call]
@@ -98,13 +106,20 @@ class BalancedForward(nn.Module):
         return any(is_lazy(parameter) for parameter in self.parameters())
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Forwards that begin in here return the balancer's scalar as their loss."""
-        self._active = True
+    def active(self, autocast: Autocast = nullcontext, *, building: bool = False) -> Iterator[None]:
+        """Forwards that begin in here return the balancer's scalar as their loss.
+
+        Args:
+            autocast: the context in which losses are computed: that of the trainer ends with the model's own forward.
+            building: the first forward makes the heads, and ends all that was to follow by ``Built``.
+        """
+        self._active, self._building, self._autocast = True, building, autocast
         try:
             yield
+        except Built:
+            pass
         finally:
-            self._active = False
+            self._active, self._building, self._autocast = False, False, nullcontext
             self._inputs, self._counts = {}, None
 
     @eager
@@ -124,7 +139,10 @@ class BalancedForward(nn.Module):
         if not self._active:
             return None
         self._active = False  # the losses may call the model again
-        losses, options = self._losses_of(model, self._smoothed(output))
+        with self._autocast():
+            losses, options = self._losses_of(model, self._smoothed(output))
+        if self._building:
+            raise Built
         if not torch.is_grad_enabled():
             joint = losses.get(JOINT)
             loss = torch.stack([loss for loss in losses.values() if loss is not None]).sum() if joint is None else joint
@@ -158,6 +176,11 @@ class BalancedForward(nn.Module):
     def _smoothed(self, output: Any) -> Any:
         if self.smoother is None or "labels" not in self._inputs:
             return output
+        if isinstance(output, Mapping) and output.get("logits") is None:
+            raise ValueError(
+                "label_smoothing_factor= smooths the model's logits, and it returned none: let it return them (in TRL "
+                "loss_type='nll'), or leave label_smoothing_factor out"
+            )
         return _with_loss(output, self.smoother(output, self._inputs["labels"], shift_labels=self.shifted))
 
     def _soft(self, heads: Attached, labels: Tensor) -> Tensor:
