@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import balanced_grad as bg
@@ -11,9 +12,11 @@ from tests.integrations.test_balanced_trainer import (
     collate,
     every,
     prepared,
+    trainer_of,
+    with_lora,
     without_dropout,
 )
-from tests.integrations.tiny_models import build
+from tests.integrations.tiny_models import IMAGE, build
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::balanced_grad.InactiveBalancerWarning")
 lora = pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
@@ -135,3 +138,58 @@ def test_what_takes_the_place_of_the_loss_is_refused_wherever_it_comes_from(tmp_
         BalancedTrainer(
             tiny.model, transformers.TrainingArguments(str(tmp_path), use_cpu=True), balancer=bg.MIMO(), heads=heads
         )
+
+
+class Contrast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, image, text):
+        return cross_entropy(self.image(image) @ self.text(text).T, torch.arange(len(image)))
+
+
+def test_a_mean_beside_the_loss_of_tokens_is_compared_with_a_mean(tmp_path):
+    """Two micro-batches of unequal numbers of labels, in float64: text alone, and a contrast, beside the answers'."""
+    tiny = build("llava")
+    model, contrast = with_lora(tiny.model).double(), Contrast().double()
+    without_dropout(model)
+    batch = {k: x.double() if x.is_floating_point() else x for k, x in tiny.batch.items() if k != "answer"}
+    batch["labels"][1, -2:] = -100
+
+    def losses(model, inputs, outputs):
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        words = ids != IMAGE
+        blind = model(input_ids=ids.masked_fill(~words, 0), attention_mask=words.long(), labels=labels)
+        image = outputs["image_hidden_states"].unflatten(0, (len(ids), -1)).mean(1)
+        text = model.get_input_embeddings()(ids[:, -2:]).mean(1)
+        return {"joint": outputs["loss"], "text": blind.loss, "image": contrast(image, text)}
+
+    weights = {"joint": 1.0, "text": 0.5, "image": 2.0}
+    settings = ONE_STEP | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = trainer_of(
+        model,
+        tiny,
+        tmp_path,
+        bg.Uniform(weights, record_gramian=True),
+        settings,
+        heads=contrast,
+        losses=losses,
+        targets="labels",
+        train_dataset=Items(batch),
+    )
+    parts = [{k: x[i : i + 2] for k, x in batch.items()} for i in (0, 2)]
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    counts = [int((part["labels"][:, 1:] != -100).sum()) for part in parts]
+    wanted = [torch.zeros_like(p) for p in leaves]
+    for part, count in zip(parts, counts, strict=True):
+        for name, loss in losses(model, part, model(**part)).items():
+            found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for total, gradient in zip(wanted, found, strict=True):
+                total += weights[name] * gradient * count / sum(counts)
+    start = [p.detach().clone() for p in leaves]
+    trainer.train()
+    assert counts[0] != counts[1]
+    moved = [before - after.detach() for before, after in zip(start, leaves, strict=True)]
+    torch.testing.assert_close(moved, wanted, rtol=1e-5, atol=1e-7)  # the loss of tokens is computed in float32
+    assert all(g.norm() > 0 for g in moved[-4:])
