@@ -1,4 +1,3 @@
-import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
@@ -6,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from balanced_grad.capture._shards import is_dtensor, unsharded
 from balanced_grad.capture._walk import Walk
 
 _LOOK_AGAIN = 100  # steps after which hooks are looked for at leaves that had none
@@ -52,7 +52,8 @@ class ParameterFilter:
     def refresh(self) -> None:
         """Ask a module for its parameters of this step."""
         if self._module is not None:
-            self._take(self._module.named_parameters())
+            shards = unsharded()
+            self._take((name, shards.get(id(p), p)) for name, p in self._module.named_parameters())
 
     @property
     def given(self) -> list[Tensor] | None:
@@ -147,8 +148,8 @@ class ParameterFilter:
             if is_dtensor(leaf) or id(leaf) in unsharded:
                 raise RuntimeError(
                     f"{self._where(leaf, walk.names, losses)} is sharded, and the graph leads to its unsharded copy "
-                    "only: give the balancer params=model.parameters() after fully_shard(model), with every parameter "
-                    "of the model sharded, or use a losses-only balancer such as Uniform or MIMO"
+                    "only: give the balancer params=model, or params=model.parameters() after fully_shard(model), with "
+                    "every parameter of the model sharded, or use a losses-only balancer such as Uniform or MIMO"
                 )
             looked_at = self._unhooked.get(id(leaf))
             if looked_at is None or looked_at() is not leaf:
@@ -189,22 +190,3 @@ class ParameterFilter:
 
     def __repr__(self) -> str:
         return "all reached" if self._names is None else f"{len(self._names)} given"
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether this is a distributed tensor, without importing its module for those who have none."""
-    return type(tensor).__name__ == "DTensor"
-
-
-def unsharded_ids() -> frozenset[int]:
-    """What ``fully_shard`` puts in the place of shards during the forward pass, anywhere in this process.
-
-    It carries no mark, but its owner knows it.
-    """
-    states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", None)
-    out: set[int] = set()
-    for state in (state() if callable(state) else state for state in (states or {}).values()):
-        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            out |= {id(getattr(each, "_unsharded_param", None)) for each in getattr(group, "fsdp_params", ())}
-    return frozenset(out - {id(None)})

@@ -202,7 +202,7 @@ class BalancedTrainerMixin(_Base):
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """The trainer's, and ``balanced_grad.pt`` beside it."""
         super().save_model(output_dir, *args, **kwargs)
-        state = {name: _whole(value) for name, value in self._in_forward.state_dict().items()}
+        state = self._in_forward.whole_state()
         if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,14 +218,9 @@ class BalancedTrainerMixin(_Base):
 
     def _load_ours(self, folder: str) -> None:
         state = torch.load(Path(folder) / _FILE, map_location="cpu", weights_only=True)
-        self._in_forward.load_state_dict(state)
+        self._in_forward.load_whole_state(state)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         columns += [name for name in self._targets if name not in columns]
-
-
-def _whole(value: Any) -> Any:
-    """A sharded parameter gathered, which all processes call for."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value

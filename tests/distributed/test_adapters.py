@@ -1,4 +1,4 @@
-"""A vision-language model with LoRA on two processes, each with half of every batch, against one process with all of it."""
+"""A vision-language model with LoRA on two processes with half of every batch, against one with all of it."""
 
 import warnings
 

@@ -1,8 +1,8 @@
 """The mix-in on a trainer that does to ``Trainer`` what TRL 1.10's ``SFTTrainer`` does, which need not be installed.
 
-It reads labels and outputs around ``super().compute_loss``, counts in metrics of its own, by training or evaluation, adds
-inputs, names its own columns, steps inside a context, and by default replaces the forward of the model on the instance
-by one that returns no logits, a loss in checkpointed pieces, and fields of its own.
+It reads labels and outputs around ``super().compute_loss``, counts in metrics of its own, by training or evaluation,
+adds inputs, names its own columns, steps inside a context, and by default replaces the forward of the model on the
+instance by one that returns no logits, a loss in checkpointed pieces, and fields of its own.
 """
 
 import contextlib
@@ -54,11 +54,13 @@ def compute_in_pieces(model, size=3):
         loss = sum(loss for loss, _ in parts) / (counted if num_items_in_batch is None else num_items_in_batch)
         return InPieces(loss=loss, correct=sum(right for _, right in parts), counted=counted)
 
-    forward.__signature__ = inspect.signature(original.__func__)
+    vars(forward)["__signature__"] = inspect.signature(original.__func__)
     model.forward = types.MethodType(forward, model)
 
 
 class Supervised(transformers.Trainer):
+    _signature_columns: list[str] | None
+
     def __init__(self, model, args, in_pieces=False, **kwargs):
         if in_pieces:
             compute_in_pieces(model.get_base_model() if hasattr(model, "get_base_model") else model)
