@@ -176,7 +176,14 @@ class ParameterFilter:
 
     def refuse_hooks(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
         """Refuse a parameter with a hook that is called when its gradient has been accumulated."""
-        if getattr(leaf, "_post_accumulate_grad_hooks", None):
+        hooks = getattr(leaf, "_post_accumulate_grad_hooks", None)
+        if hooks and any(str(getattr(hook, "__module__", "")).startswith("deepspeed") for hook in hooks.values()):
+            raise RuntimeError(
+                f"{self._where(leaf, names, losses)} is trained by DeepSpeed's ZeRO, which collects each gradient in "
+                "one backward, where per-loss gradients at the parameters take several: use DistributedDataParallel or "
+                "fully_shard, level='features' with ZeRO 1 or 2, or a losses-only balancer such as Uniform or MIMO"
+            )
+        if hooks:
             raise RuntimeError(
                 f"{self._where(leaf, names, losses)} has a post-accumulate-grad hook, which capturing per-loss "
                 "gradients would bypass; remove the hook (optimizer-in-backward, offloading), use level='features', or "

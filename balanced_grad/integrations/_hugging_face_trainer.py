@@ -1,7 +1,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.integrations._hugging_face_logger import BalanceLogger
+from balanced_grad.integrations._hugging_face_refusals import Accumulate, refuse_settings
 from balanced_grad.integrations._in_forward import NAME, BalancedForward, LossFunction
 from balanced_grad.optim import BalancedOptimizer
 
@@ -57,7 +58,9 @@ class BalancedTrainerMixin(_Base):
     Raises:
         TypeError: if ``balancer`` is no balancer, or neither ``heads`` nor ``losses`` says what the losses are.
         ValueError: for ``compute_loss_func`` or ``model_init``, for ``heads`` that hold the model, for a model that
-            is balanced by another trainer, and at the first batch for one that returns no loss or lacks a target.
+            is balanced by another trainer; by ``train()`` for a method that takes several backwards, or an optimizer of
+            ours, where DeepSpeed or ``activation_offloading`` has only one; and at the first batch for a model that
+            returns no loss or lacks a target.
 
     Examples:
         >>> import tempfile, torch
@@ -95,7 +98,7 @@ class BalancedTrainerMixin(_Base):
         heads: nn.Module | None = None,
         losses: LossFunction | None = None,
         targets: str | Sequence[str] = "labels",
-        accumulate: Literal["gradients", "rows"] = "gradients",
+        accumulate: Accumulate = "gradients",
         **kwargs: Any,
     ) -> None:
         if not isinstance(balancer, Balancer):
@@ -160,6 +163,7 @@ class BalancedTrainerMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's; heads whose width is not known yet see a batch before."""
+        refuse_settings(self, self.balancer, self._in_forward.heads, self.accumulate)
         if self._in_forward.lazy:
             self._build()
         return super().train(*args, **kwargs)
@@ -211,6 +215,11 @@ class BalancedTrainerMixin(_Base):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         self._load_ours(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:  # which has read the model by itself
+            self._load_ours(checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

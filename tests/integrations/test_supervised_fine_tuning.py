@@ -7,6 +7,7 @@ instance by one that returns no logits, a loss in checkpointed pieces, and field
 
 import contextlib
 import inspect
+import itertools
 import types
 from collections import defaultdict
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ SETTINGS |= {"use_cpu": True, "eval_strategy": "steps", "eval_steps": 1, "report
 SETTINGS |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 
 
-def prepared(folder, trainer, in_pieces, settings=(), answers=False, **given):
+def prepared(folder, trainer, in_pieces, settings=(), answers=False, arguments=transformers.TrainingArguments, **given):
     tiny = build("llava")
     model = with_lora(tiny.model)
     without_dropout(model)
@@ -129,7 +130,7 @@ def prepared(folder, trainer, in_pieces, settings=(), answers=False, **given):
         given["heads"] = heads
     return trainer(
         model,
-        transformers.TrainingArguments(str(folder), **SETTINGS | dict(settings)),
+        arguments(str(folder), **SETTINGS | dict(settings)),
         in_pieces=in_pieces,
         data_collator=collate,
         train_dataset=Items(batch),
@@ -205,3 +206,38 @@ def test_resumes(in_pieces, tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     resumed = {n: p for n, p in again.model.named_parameters() if p.requires_grad}
     torch.testing.assert_close(resumed, through, rtol=0, atol=0)
+
+
+@dataclass
+class Offloading(transformers.TrainingArguments):
+    activation_offloading: bool = True
+
+
+def fetched_once():
+    """Activations kept elsewhere, and gone from there when they are fetched."""
+    kept, numbers = {}, itertools.count()
+
+    def put(tensor):
+        number = next(numbers)
+        kept[number] = tensor
+        return number
+
+    return torch.autograd.graph.saved_tensors_hooks(put, kept.pop)
+
+
+@pytest.mark.parametrize("balancer", [bg.Uniform, bg.MIMO])
+def test_activations_that_are_fetched_once_serve_one_backward(balancer, tmp_path):
+    settings = {"gradient_checkpointing": False, "eval_strategy": "no"}
+    _, kept = result(prepared(tmp_path, mixed(), False, settings, balancer=balancer(), losses=without_image))
+    trainer = prepared(
+        tmp_path, mixed(), False, settings, arguments=Offloading, balancer=balancer(), losses=without_image
+    )
+    trainer.step_context = fetched_once()
+    _, offloaded = result(trainer)
+    torch.testing.assert_close(offloaded, kept)
+
+
+def test_activations_that_are_fetched_once_are_refused_where_several_backwards_want_them(tmp_path):
+    trainer = prepared(tmp_path, mixed(), False, arguments=Offloading, balancer=bg.MinNorm(), losses=without_image)
+    with pytest.raises(ValueError, match=r"activation_offloading=True fetches each activation once, and MinNorm"):
+        trainer.train()
