@@ -11,17 +11,49 @@ from torch import distributed
 import balanced_grad as bg
 from tests.integrations.test_balanced_trainer import Items, attached, targets, trainer_of, with_lora, without_dropout
 from tests.integrations.tiny_models import build
+from tests.releases import fully_shard_on_cpu
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
-METHODS = {"mimo": lambda: bg.MIMO(smoothing=0.1), "min-norm": bg.MinNorm, "mmpareto": bg.MMPareto}
+METHODS = {
+    "mimo": lambda model: bg.MIMO(smoothing=0.1),
+    "min-norm": lambda model: bg.MinNorm(params=model),
+    "mmpareto": lambda model: bg.MMPareto(params=model),
+}
 SETTINGS = {"max_steps": 2, "gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "optim": "sgd"}
 SETTINGS |= {"learning_rate": 0.1, "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
 SETTINGS |= {"disable_tqdm": True, "report_to": "none", "gradient_checkpointing": True, "logging_steps": 10}
+SETTINGS |= {"save_strategy": "no"}  # that of shards is the trainer's, which wants an accelerator for it
 
 
-def train(rank, name, kind, folder, port):
+def sharding():
+    """A ``Trainer`` with FSDP2 as its settings would make it, which they do on accelerators only."""
+    import accelerate
+    import transformers
+    from accelerate.utils import DistributedType
+
+    class Sharding(transformers.Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            plugin = accelerate.FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                auto_wrap_policy="transformer_based_wrap",
+                transformer_cls_names_to_wrap=["LlamaDecoderLayer", "CLIPEncoderLayer"],
+                reshard_after_forward=True,
+                cpu_ram_efficient_loading=False,
+            )
+            shared = {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+            self.accelerator.state._shared_state.update(shared)
+            self.is_fsdp_enabled = True
+
+    return Sharding
+
+
+def train(rank, name, kind, folder, port, way="ddp"):
+    import transformers
     from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    from balanced_grad.integrations._outputs import gathered
 
     if rank is not None:
         distributed.destroy_process_group()  # Accelerate starts its own, from what torchrun would set
@@ -40,15 +72,18 @@ def train(rank, name, kind, folder, port):
                 model,
                 tiny,
                 folder,
-                METHODS[kind](),
+                METHODS[kind](model),
                 SETTINGS | size,
+                base=transformers.Trainer if rank is None or way == "ddp" else sharding(),
                 heads=heads,
                 targets=targets(tiny),
                 train_dataset=Items(tiny.batch),
             )
             trainer.train()
-            assert (trainer.model_wrapped is not trainer.model) == (rank is not None)
-        return trainer.balancer.last.weights, [p.detach() for p in model.parameters() if p.requires_grad]
+            assert (trainer.model_wrapped is not trainer.model) == (rank is not None and way == "ddp")
+            trained = [p for p in model.parameters() if p.requires_grad]
+            assert all(hasattr(p, "full_tensor") for p in trained) == (rank is not None and way != "ddp")
+            return trainer.balancer.last.weights, [gathered(p.detach()) for p in trained]
     finally:
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
@@ -56,16 +91,18 @@ def train(rank, name, kind, folder, port):
             os.environ.pop(variable, None)
 
 
+CASES = [(name, "ddp") for name in ("llava", "qwen2.5-vl")]  # a contrastive loss is one of its batch, halves another
+CASES += [pytest.param("llava", "fsdp2", marks=fully_shard_on_cpu)]
+
+
 @pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize(
-    "name", ["llava", "qwen2.5-vl"]
-)  # a contrastive loss is one of its batch: halves of it are another
-def test_adapters_train_as_on_one_process(pair, name, kind, tmp_path):
+@pytest.mark.parametrize(("name", "way"), CASES)
+def test_adapters_train_as_on_one_process(pair, name, way, kind, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     weights, whole = train(None, name, kind, tmp_path, port)
-    (first_weights, first), (_, second) = pair(train, name, kind, tmp_path, port)
+    (first_weights, first), (_, second) = pair(train, name, kind, tmp_path, port, way)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(first, whole, rtol=1e-4, atol=1e-5)
     if weights.dim() == 1:
