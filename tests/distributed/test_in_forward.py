@@ -111,6 +111,20 @@ def test_a_checkpoint_is_read_into_shards(pair):
     pair(checkpoint)
 
 
+def by_tokens(rank):
+    model, forward, batch = hooked("mimo")
+    sharded(model, True)
+    forward.balancer = bg.EqualNorms(level=bg.Tokens(model))
+    forward.losses = lambda model, inputs, outputs: {"joint": outputs.loss}
+    with pytest.raises(RuntimeError, match="sharded"), forward.active():
+        model(**batch)["loss"].backward()
+
+
+@fully_shard_on_cpu
+def test_groups_of_tokens_are_refused(pair):
+    pair(by_tokens)
+
+
 class Inside(nn.Module):
     def __init__(self, balancer):
         super().__init__()
@@ -123,8 +137,15 @@ class Inside(nn.Module):
 
 
 def in_their_own_forward(rank):
-    for balancer in (bg.Uniform(), bg.MIMO()):
-        fully_shard(Inside(balancer))(torch.ones(2, 2)).backward()
+    for make in (bg.Uniform, bg.MIMO):
+        torch.manual_seed(0)
+        alone, model = Inside(make()), Inside(make())
+        model.load_state_dict(alone.state_dict())
+        alone.balancer.process_group = None
+        fully_shard(model)(torch.ones(2, 2)).backward()
+        alone(torch.ones(2, 2)).backward()
+        for shard, whole in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(shard.grad.full_tensor(), whole.grad)
     model = Inside(bg.MIMO())
     model.balancer = bg.MinNorm(params=model)
     with pytest.raises(RuntimeError, match=r"called in the forward of a model.*BalancedTrainerMixin"):

@@ -125,6 +125,8 @@ def prepared(folder, trainer, in_pieces, settings=(), answers=False, arguments=t
     without_dropout(model)
     tiny.batch["labels"][1, -2:] = -100
     batch = {name: x for name, x in tiny.batch.items() if answers or name != "answer"}
+    if isinstance(given.get("balancer"), types.FunctionType):
+        given["balancer"] = given["balancer"](model)
     heads = given.pop("heads", lambda tiny, model: None)(tiny, model)
     if heads is not None:
         given["heads"] = heads
@@ -225,16 +227,30 @@ def fetched_once():
     return torch.autograd.graph.saved_tensors_hooks(put, kept.pop)
 
 
-@pytest.mark.parametrize("balancer", [bg.Uniform, bg.MIMO])
-def test_activations_that_are_fetched_once_serve_one_backward(balancer, tmp_path):
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"balancer": lambda model: bg.Uniform(), "losses": without_image},
+        {"balancer": lambda model: bg.MIMO(), "losses": without_image},
+        {"balancer": lambda model: bg.EqualNorms(level=bg.Tokens(model)), "losses": joint_alone},
+    ],
+    ids=["uniform", "mimo", "tokens"],
+)
+def test_activations_that_are_fetched_once_serve_one_backward(given, tmp_path):
     settings = {"gradient_checkpointing": False, "eval_strategy": "no"}
-    _, kept = result(prepared(tmp_path, mixed(), False, settings, balancer=balancer(), losses=without_image))
-    trainer = prepared(
-        tmp_path, mixed(), False, settings, arguments=Offloading, balancer=balancer(), losses=without_image
-    )
+    _, kept = result(prepared(tmp_path, mixed(), False, settings, **given))
+    trainer = prepared(tmp_path, mixed(), False, settings, arguments=Offloading, **given)
     trainer.step_context = fetched_once()
     _, offloaded = result(trainer)
     torch.testing.assert_close(offloaded, kept)
+
+
+@pieces
+def test_groups_of_tokens(in_pieces, tmp_path):
+    given = {"balancer": lambda model: bg.EqualNorms(level=bg.Tokens(model)), "losses": joint_alone}
+    trainer = prepared(tmp_path, mixed(), in_pieces, **given)
+    trainer.train()
+    assert trainer.balancer.last.names == ("text", "image")
 
 
 def test_activations_that_are_fetched_once_are_refused_where_several_backwards_want_them(tmp_path):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import balanced_grad as bg
 from tests.integrations.test_balanced_trainer import prepared
@@ -17,6 +18,7 @@ REFUSED = [
     (2, bg.MMPareto(), {}, CAPTURING),
     (2, bg.MIMO(record_gramian=True), {}, CAPTURING),
     (2, bg.BOGC(ENCODERS), {}, CAPTURING),
+    (2, bg.EqualNorms(level=bg.Tokens(nn.Linear(2, 2))), {}, CAPTURING),
     (2, bg.MinNorm(level="features"), {"accumulate": "rows"}, CAPTURING),
     (0, bg.MinNorm(), {}, "^DeepSpeed collects each gradient in one backward"),
     (3, bg.MinNorm(level="features"), {}, r"ZeRO 3 gathers parameters around one backward.*use ZeRO 1 or 2"),
@@ -53,6 +55,20 @@ def test_of_deepspeed_what_cannot_work_is_named(stage, balancer, options, messag
 @pytest.mark.parametrize(("stage", "balancer", "options"), ALLOWED)
 def test_of_deepspeed_what_takes_one_backward_is_let_through(stage, balancer, options):
     ask(stage, balancer, options)
+
+
+def test_a_trainer_that_calls_the_model_without_labels_is_stopped(tmp_path):
+    """As TRL's for preferences and rewards."""
+    transformers = pytest.importorskip("transformers")
+
+    class Preferring(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            return cross_entropy(model(**inputs)["logits"], labels)
+
+    trainer = prepared("wav2vec2 + bert", tmp_path, bg.MIMO(), base=Preferring)
+    with pytest.raises(ValueError, match="the model returned no loss, which is the joint one"):
+        trainer.train()
 
 
 def test_before_the_first_step(tmp_path, monkeypatch):
