@@ -27,6 +27,11 @@ class ShardedCapture(ParameterCapture):
         self, losses: Losses, params: ParameterFilter, partition: Partition, memory: Memory, processes: Processes
     ) -> None:
         super().__init__(losses, params, partition, memory, processes)
+        if memory.window is not None:  # asked for before the model was sharded
+            raise ValueError(
+                "accumulate='rows' keeps the per-loss gradients of whole parameters, and fully_shard has sharded the "
+                "model since; leave accumulate out"
+            )
         if sharded_forward_runs():
             raise RuntimeError(
                 "the balancer is called in the forward of a model that fully_shard has sharded, which prepares it for "
