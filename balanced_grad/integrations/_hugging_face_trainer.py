@@ -38,8 +38,9 @@ class BalancedTrainerMixin(_Base):
     * ``BalanceLogger`` is there. ``eval_loss`` is the joint loss, or the sum of the losses without one.
 
     Heads that wait for their first batch get one before training begins, in eval mode, with the random state restored.
-    It works under ``DistributedDataParallel``, and with any subclass of ``Trainer`` that trains on the loss that its
-    model returns; one that does not is told of by a ``bg.InactiveBalancerWarning``.
+    It works under ``DistributedDataParallel``, under FSDP2 with ``params=model`` in the balancer, and with any subclass
+    of ``Trainer`` that trains on the loss that its model returns; one that does not is told of by a
+    ``bg.InactiveBalancerWarning``. For TRL and DeepSpeed see the page "Hugging Face and PEFT".
 
     Args:
         *args: of the trainer.

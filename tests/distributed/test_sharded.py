@@ -117,7 +117,7 @@ def refused(rank):
     balancer = bg.MinNorm(params=model)
     balancer.accumulate_rows(True)
     fully_shard(model)
-    with pytest.raises(ValueError, match="accumulate='rows'.*sharded the model since"):
+    with pytest.raises(ValueError, match=r"accumulate='rows'.*sharded the model since"):
         balancer(model(*batch))
 
 

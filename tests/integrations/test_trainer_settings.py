@@ -193,3 +193,36 @@ def test_a_mean_beside_the_loss_of_tokens_is_compared_with_a_mean(tmp_path):
     moved = [before - after.detach() for before, after in zip(start, leaves, strict=True)]
     torch.testing.assert_close(moved, wanted, rtol=1e-5, atol=1e-7)  # the loss of tokens is computed in float32
     assert all(g.norm() > 0 for g in moved[-4:])
+
+
+def test_items_without_targets_are_predicted(tmp_path):
+    tiny = build("clip")
+    trainer = prepared("clip", tmp_path)
+    trainer.train()
+    unlabelled = Items({name: x for name, x in tiny.batch.items() if name not in ("answer", "return_loss")})
+    found = trainer.predict(unlabelled)
+    assert found.label_ids is None
+    assert found.predictions[0].shape[0] == len(unlabelled)
+
+
+@lora
+def test_the_best_model_comes_back_with_its_heads(lora, tmp_path):
+    tiny = build("llava")
+    settings = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.1}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "rising", "greater_is_better": False}
+    steps = iter(range(9))
+    trainer = prepared(
+        "llava",
+        tmp_path,
+        bg.MIMO(),
+        settings,
+        lora=lora,
+        eval_dataset=Items(tiny.batch),
+        compute_metrics=lambda prediction: {"rising": next(steps)},
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    best = torch.load(tmp_path / "checkpoint-1" / "balanced_grad.pt", weights_only=True)
+    last = torch.load(tmp_path / "checkpoint-3" / "balanced_grad.pt", weights_only=True)
+    torch.testing.assert_close(dict(trainer._in_forward.state_dict()), dict(best), rtol=0, atol=0)
+    assert any(not torch.equal(best[name], last[name]) for name in best)
