@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class Heads(nn.ModuleDict):
@@ -16,7 +17,14 @@ class Heads(nn.ModuleDict):
 
     def logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``(..., outputs)`` per modality that has features."""
-        return {name: self._head(name)(feature) for name, feature in features.items()}
+        return {name: self._logits(name, feature) for name, feature in features.items()}
+
+    def _logits(self, name: str, feature: Tensor) -> Tensor:
+        head = self._head(name)
+        dtype = head.weight.dtype
+        if is_lazy(head.weight):
+            dtype = torch.promote_types(dtype, feature.dtype)
+        return cast(Tensor, head(in_dtype(feature, dtype)))
 
     def build(self, widths: Mapping[str, int]) -> None:
         """Make the heads now, on the device and in the dtype of the encoders."""
@@ -28,6 +36,11 @@ class Heads(nn.ModuleDict):
         head = self[name]
         assert isinstance(head, nn.Linear)  # which a lazy one becomes at its first call
         return cast("LazyHead", head)
+
+
+def in_dtype(feature: Tensor, dtype: torch.dtype) -> Tensor:
+    """For a layer of this dtype: a trainer's autocast ends with the model's forward, and heads come after it."""
+    return feature if torch.is_autocast_enabled(feature.device.type) else feature.to(dtype)
 
 
 class LazyHead(nn.LazyLinear):

@@ -3,6 +3,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from balanced_grad.attachment._heads import in_dtype
+
 
 class SplitHead:
     """Uni-modal logits from the model's own linear head on concatenated features.
@@ -22,7 +24,11 @@ class SplitHead:
         self._widths |= {name: feature.shape[-1] for name, feature in features.items()}
         columns = self._columns()
         bias = None if self._head.bias is None else self._head.bias / len(self._names)
-        return {name: linear(feature, self._head.weight[:, columns[name]], bias) for name, feature in features.items()}
+        weight = self._head.weight
+        return {
+            name: linear(in_dtype(feature, weight.dtype), weight[:, columns[name]], bias)
+            for name, feature in features.items()
+        }
 
     def _columns(self) -> dict[str, slice]:
         unknown = [name for name in self._names if name not in self._widths]

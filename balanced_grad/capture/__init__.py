@@ -10,13 +10,14 @@ from balanced_grad.capture._hook import on_backward, weighted
 from balanced_grad.capture._inner import index, select, unit_of
 from balanced_grad.capture._losses import JOINT, Losses
 from balanced_grad.capture._parameters import Memory, ParameterCapture, Rule, exclusive
-from balanced_grad.capture._params import ParameterFilter, Params, unsharded_ids
+from balanced_grad.capture._params import ParameterFilter, Params
 from balanced_grad.capture._partition import Groups, Partition
 from balanced_grad.capture._plan import Plan
 from balanced_grad.capture._processes import Processes, ProcessGroup
 from balanced_grad.capture._route import Balancing, Capture, Route
 from balanced_grad.capture._rows import Arena, Rows
 from balanced_grad.capture._sharded import ShardedCapture
+from balanced_grad.capture._shards import unsharded_ids
 from balanced_grad.capture._walk import Walk
 from balanced_grad.capture._window import Window
 from balanced_grad.capture._write import accumulate

@@ -1,4 +1,3 @@
-import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
@@ -6,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from balanced_grad.capture._shards import is_dtensor, unsharded
 from balanced_grad.capture._walk import Walk
 
 _LOOK_AGAIN = 100  # steps after which hooks are looked for at leaves that had none
@@ -52,7 +52,8 @@ class ParameterFilter:
     def refresh(self) -> None:
         """Ask a module for its parameters of this step."""
         if self._module is not None:
-            self._take(self._module.named_parameters())
+            shards = unsharded()
+            self._take((name, shards.get(id(p), p)) for name, p in self._module.named_parameters())
 
     @property
     def given(self) -> list[Tensor] | None:
@@ -147,8 +148,8 @@ class ParameterFilter:
             if is_dtensor(leaf) or id(leaf) in unsharded:
                 raise RuntimeError(
                     f"{self._where(leaf, walk.names, losses)} is sharded, and the graph leads to its unsharded copy "
-                    "only: give the balancer params=model.parameters() after fully_shard(model), with every parameter "
-                    "of the model sharded, or use a losses-only balancer such as Uniform or MIMO"
+                    "only: give the balancer params=model, or params=model.parameters() after fully_shard(model), with "
+                    "every parameter of the model sharded, or use a losses-only balancer such as Uniform or MIMO"
                 )
             looked_at = self._unhooked.get(id(leaf))
             if looked_at is None or looked_at() is not leaf:
@@ -175,7 +176,14 @@ class ParameterFilter:
 
     def refuse_hooks(self, leaf: Tensor, names: tuple[str, ...], losses: Iterable[int]) -> None:
         """Refuse a parameter with a hook that is called when its gradient has been accumulated."""
-        if getattr(leaf, "_post_accumulate_grad_hooks", None):
+        hooks = getattr(leaf, "_post_accumulate_grad_hooks", None)
+        if hooks and any(str(getattr(hook, "__module__", "")).startswith("deepspeed") for hook in hooks.values()):
+            raise RuntimeError(
+                f"{self._where(leaf, names, losses)} is trained by DeepSpeed's ZeRO, which collects each gradient in "
+                "one backward, where per-loss gradients at the parameters take several: use DistributedDataParallel or "
+                "fully_shard, level='features' with ZeRO 1 or 2, or a losses-only balancer such as Uniform or MIMO"
+            )
+        if hooks:
             raise RuntimeError(
                 f"{self._where(leaf, names, losses)} has a post-accumulate-grad hook, which capturing per-loss "
                 "gradients would bypass; remove the hook (optimizer-in-backward, offloading), use level='features', or "
@@ -189,22 +197,3 @@ class ParameterFilter:
 
     def __repr__(self) -> str:
         return "all reached" if self._names is None else f"{len(self._names)} given"
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether this is a distributed tensor, without importing its module for those who have none."""
-    return type(tensor).__name__ == "DTensor"
-
-
-def unsharded_ids() -> frozenset[int]:
-    """What ``fully_shard`` puts in the place of shards during the forward pass, anywhere in this process.
-
-    It carries no mark, but its owner knows it.
-    """
-    states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", None)
-    out: set[int] = set()
-    for state in (state() if callable(state) else state for state in (states or {}).values()):
-        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            out |= {id(getattr(each, "_unsharded_param", None)) for each in getattr(group, "fsdp_params", ())}
-    return frozenset(out - {id(None)})

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from balanced_grad.capture._losses import Losses
-from balanced_grad.capture._params import ParameterFilter, unsharded_ids
+from balanced_grad.capture._params import ParameterFilter
+from balanced_grad.capture._shards import unsharded_ids
 from balanced_grad.capture._walk import Walk
 
 

@@ -5,10 +5,11 @@ from torch import Tensor, distributed, nn
 
 from balanced_grad.capture._losses import Losses
 from balanced_grad.capture._parameters import Memory, ParameterCapture, exclusive
-from balanced_grad.capture._params import ParameterFilter, is_dtensor, unsharded_ids
+from balanced_grad.capture._params import ParameterFilter
 from balanced_grad.capture._partition import Partition
 from balanced_grad.capture._plan import Group, Plan
 from balanced_grad.capture._processes import Processes
+from balanced_grad.capture._shards import is_dtensor, sharded_forward_runs, unsharded_ids
 from balanced_grad.capture._window import Written
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ class ShardedCapture(ParameterCapture):
         self, losses: Losses, params: ParameterFilter, partition: Partition, memory: Memory, processes: Processes
     ) -> None:
         super().__init__(losses, params, partition, memory, processes)
+        if memory.window is not None:  # asked for before the model was sharded
+            raise ValueError(
+                "accumulate='rows' keeps the per-loss gradients of whole parameters, and fully_shard has sharded the "
+                "model since; leave accumulate out"
+            )
+        if sharded_forward_runs():
+            raise RuntimeError(
+                "the balancer is called in the forward of a model that fully_shard has sharded, which prepares it for "
+                "one backward of what forward() returns, not for one per loss: return the losses and call the balancer "
+                "on them, use BalancedTrainerMixin with the Trainer of Hugging Face, or a losses-only balancer such as "
+                "Uniform or MIMO"
+            )
         self._shards = [cast("DTensor", p) for p in params.given or ()]
         for shard in self._shards:
             params.refuse_hooks(shard, losses.names, range(len(losses.names)))

@@ -1,7 +1,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.integrations._hugging_face_logger import BalanceLogger
+from balanced_grad.integrations._hugging_face_refusals import Accumulate, refuse_settings
 from balanced_grad.integrations._in_forward import NAME, BalancedForward, LossFunction
 from balanced_grad.optim import BalancedOptimizer
 
@@ -37,8 +38,9 @@ class BalancedTrainerMixin(_Base):
     * ``BalanceLogger`` is there. ``eval_loss`` is the joint loss, or the sum of the losses without one.
 
     Heads that wait for their first batch get one before training begins, in eval mode, with the random state restored.
-    It works under ``DistributedDataParallel``, and with any subclass of ``Trainer`` that trains on the loss that its
-    model returns; one that does not is told of by a ``bg.InactiveBalancerWarning``.
+    It works under ``DistributedDataParallel``, under FSDP2 with ``params=model`` in the balancer, and with any subclass
+    of ``Trainer`` that trains on the loss that its model returns; one that does not is told of by a
+    ``bg.InactiveBalancerWarning``. For TRL and DeepSpeed see the page "Hugging Face and PEFT".
 
     Args:
         *args: of the trainer.
@@ -57,7 +59,9 @@ class BalancedTrainerMixin(_Base):
     Raises:
         TypeError: if ``balancer`` is no balancer, or neither ``heads`` nor ``losses`` says what the losses are.
         ValueError: for ``compute_loss_func`` or ``model_init``, for ``heads`` that hold the model, for a model that
-            is balanced by another trainer, and at the first batch for one that returns no loss or lacks a target.
+            is balanced by another trainer; by ``train()`` for a method that takes several backwards, or an optimizer of
+            ours, where DeepSpeed or ``activation_offloading`` has only one; and at the first batch for a model that
+            returns no loss or lacks a target.
 
     Examples:
         >>> import tempfile, torch
@@ -95,7 +99,7 @@ class BalancedTrainerMixin(_Base):
         heads: nn.Module | None = None,
         losses: LossFunction | None = None,
         targets: str | Sequence[str] = "labels",
-        accumulate: Literal["gradients", "rows"] = "gradients",
+        accumulate: Accumulate = "gradients",
         **kwargs: Any,
     ) -> None:
         if not isinstance(balancer, Balancer):
@@ -105,17 +109,26 @@ class BalancedTrainerMixin(_Base):
                 "nothing says what the losses are: give heads=bg.attach(model, ...), or losses=, a function "
                 "(model, inputs, outputs) -> losses by name"
             )
-        for name in ("compute_loss_func", "model_init"):
-            if kwargs.get(name) is not None:
-                cure = "return losses by name: losses=" if name == "compute_loss_func" else "give the model itself"
-                raise ValueError(f"{name}= takes the place of what is balanced; {cure}")
+        if kwargs.get("model_init") is not None:
+            raise ValueError("model_init= takes the place of the model that is balanced; give the model itself")
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func= takes the place of what is balanced; return losses by name: losses= (TRL's "
+                "loss_type='dft' sets it: take 'nll' or 'chunked_nll')"
+            )
+        self._find_labels(targets)
         self.balancer = balancer
         self.accumulate = accumulate
-        self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
         self._checkpoint_without_reentering()
         self._in_forward = self._hooked(heads, losses)
         BalanceLogger(balancer).add_to(self)
+
+    def _find_labels(self, targets: str | Sequence[str]) -> None:
+        """The targets are what ``compute_metrics`` compares with, where the model itself has no labels."""
+        self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
+        if self.args.label_names is None and not self.label_names:
+            self.label_names = list(self._targets)
 
     def _checkpoint_without_reentering(self) -> None:
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the latter until 5.22
@@ -151,6 +164,7 @@ class BalancedTrainerMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's; heads whose width is not known yet see a batch before."""
+        refuse_settings(self, self.balancer, self._in_forward.heads, self.accumulate)
         if self._in_forward.lazy:
             self._build()
         return super().train(*args, **kwargs)
@@ -161,13 +175,13 @@ class BalancedTrainerMixin(_Base):
         with torch.random.fork_rng(), torch.no_grad():
             model.eval()
             inputs = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-            with self.compute_loss_context_manager():
-                self.compute_loss(model, inputs)
+            with self._in_forward.active(building=True), self.compute_loss_context_manager():
+                super().compute_loss(model, inputs)
             model.train(training)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's, of a model whose loss is the balancer's scalar."""
-        with self._in_forward.active():
+        with self._in_forward.active(self.accelerator.autocast):
             return super().compute_loss(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +207,7 @@ class BalancedTrainerMixin(_Base):
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """The trainer's, and ``balanced_grad.pt`` beside it."""
         super().save_model(output_dir, *args, **kwargs)
-        state = {name: _whole(value) for name, value in self._in_forward.state_dict().items()}
+        state = self._in_forward.whole_state()
         if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -203,20 +217,20 @@ class BalancedTrainerMixin(_Base):
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         self._load_ours(resume_from_checkpoint)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:  # which has read the model by itself
+            self._load_ours(checkpoint)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_ours(str(self.state.best_model_checkpoint))
 
     def _load_ours(self, folder: str) -> None:
         state = torch.load(Path(folder) / _FILE, map_location="cpu", weights_only=True)
-        self._in_forward.load_state_dict(state)
+        self._in_forward.load_whole_state(state)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         columns += [name for name in self._targets if name not in columns]
-
-
-def _whole(value: Any) -> Any:
-    """A sharded parameter gathered, which all processes call for."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value

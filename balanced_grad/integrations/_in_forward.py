@@ -1,7 +1,7 @@
 """The balancer in the forward of a model that is not edited: hooks put its scalar where a trainer reads the loss."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, eager
+from balanced_grad.integrations._outputs import by_name, gathered, like, sharded_as, with_loss
 from balanced_grad.labels import IGNORED
 
 Inputs = dict[str, Any]
@@ -18,8 +19,14 @@ Losses = Mapping[str, Tensor | None]
 LossFunction = Callable[[nn.Module, Inputs, Any], Losses | tuple[Losses, Mapping[str, Any]]]
 """``losses(model, inputs, outputs)``: name -> loss, or that and what else the balancer's call takes, as keywords."""
 
+Autocast = Callable[[], AbstractContextManager[Any]]
+
 NAME = "balanced_grad"  # of the submodule
 _ITEMS = "num_items_in_batch"
+
+
+class Built(Exception):  # noqa: N818, it is no fault
+    """Ends a step that was begun for its forward alone."""
 
 
 class Smoother(Protocol):
@@ -85,12 +92,17 @@ class BalancedForward(nn.Module):
         self.shifted = shifted
         self.reached = True  # whether backward() has reached the last scalar
         self._active = False
+        self._building = False
+        self._gathering = False
+        self._autocast: Autocast = nullcontext
         self._inputs: Inputs = {}
         self._counts: tuple[Tensor, Any] | None = None  # the items of this batch, and of the whole step
+        self._pending: tuple[Any, Mapping[str, Any]] | None = None  # what the model returned, the balancer's keywords
         self.register_load_state_dict_post_hook(_without_ours)  # type: ignore[no-untyped-call]
         model.add_module(NAME, self)
         model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.register_forward_hook(self._after)
+        self._last = model.register_forward_hook(self._finish)
 
     @property
     def lazy(self) -> bool:
@@ -98,20 +110,28 @@ class BalancedForward(nn.Module):
         return any(is_lazy(parameter) for parameter in self.parameters())
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Forwards that begin in here return the balancer's scalar as their loss."""
-        self._active = True
+    def active(self, autocast: Autocast = nullcontext, *, building: bool = False) -> Iterator[None]:
+        """Forwards that begin in here return the balancer's scalar as their loss.
+
+        Args:
+            autocast: the context in which losses are computed: that of the trainer ends with the model's own forward.
+            building: the first forward makes the heads, and ends all that was to follow by ``Built``.
+        """
+        self._active, self._building, self._autocast = True, building, autocast
         try:
             yield
+        except Built:
+            pass
         finally:
-            self._active = False
-            self._inputs, self._counts = {}, None
+            self._active, self._building, self._autocast = False, False, nullcontext
+            self._inputs, self._counts, self._pending = {}, None, None
 
     @eager
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tuple[Any, ...], Inputs]:
         inputs = {name: value for name, value in kwargs.items() if name != _ITEMS}
         passed = {name: value for name, value in kwargs.items() if name not in self.hidden}
         if self._active:
+            self._meet_shards(model)
             self._inputs = inputs
             if kwargs.get(_ITEMS) is not None:
                 items = self._items(inputs)
@@ -124,15 +144,44 @@ class BalancedForward(nn.Module):
         if not self._active:
             return None
         self._active = False  # the losses may call the model again
-        losses, options = self._losses_of(model, self._smoothed(output))
+        with self._autocast():
+            losses, options = self._losses_of(model, self._smoothed(output))
+        if self._building:
+            raise Built
         if not torch.is_grad_enabled():
             joint = losses.get(JOINT)
             loss = torch.stack([loss for loss in losses.values() if loss is not None]).sum() if joint is None else joint
-            return _with_loss(output, loss if self._counts is None else loss * self._counts[0] / self._counts[1])
+            return with_loss(output, loss if self._counts is None else loss * self._counts[0] / self._counts[1])
+        self._pending = output, options
+        return {**by_name(output), NAME: dict(losses)}
+
+    @eager
+    def _finish(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """A hook of its own, so that ``fully_shard`` has seen the losses and not the scalar.
+
+        It prepares the model for the backward of what it sees, which has to happen for every loss.
+        """
+        if self._pending is None:
+            return None
+        (returned, options), self._pending = self._pending, None
+        losses = output.pop(NAME)
         scalar = self._scaled(losses, options)
         self.reached = False
         scalar.register_hook(self._mark)  # type: ignore[no-untyped-call]
-        return _with_loss(output, scalar)
+        return like(returned, output | {"loss": scalar})
+
+    def _meet_shards(self, model: nn.Module) -> None:
+        """Behind the hook of ``fully_shard``, if the model was given to that after this was made, and heads gathered.
+
+        They are sharded with the model, and a second forward of it, for a loss of one modality, leaves them so.
+        """
+        if not any(base.__name__ == "FSDPModule" for base in type(model).__mro__):
+            return
+        cast(Any, model)._forward_hooks.move_to_end(self._last.id)
+        if not self._gathering and self.heads is not None:
+            for module in self.heads.modules():
+                module.register_forward_pre_hook(lambda *_: cast(Any, model).unshard())
+        self._gathering = True
 
     def _losses_of(self, model: nn.Module, output: Any) -> tuple[Losses, Mapping[str, Any]]:
         if self.losses is not None:
@@ -158,7 +207,12 @@ class BalancedForward(nn.Module):
     def _smoothed(self, output: Any) -> Any:
         if self.smoother is None or "labels" not in self._inputs:
             return output
-        return _with_loss(output, self.smoother(output, self._inputs["labels"], shift_labels=self.shifted))
+        if isinstance(output, Mapping) and output.get("logits") is None:
+            raise ValueError(
+                "label_smoothing_factor= smooths the model's logits, and it returned none: let it return them (in TRL "
+                "loss_type='nll'), or leave label_smoothing_factor out"
+            )
+        return with_loss(output, self.smoother(output, self._inputs["labels"], shift_labels=self.shifted))
 
     def _soft(self, heads: Attached, labels: Tensor) -> Tensor:
         """Class indices as the shares that the trainer's smoothing makes of them."""
@@ -203,18 +257,16 @@ class BalancedForward(nn.Module):
         destination = args[0] if args else kwargs.get("destination")
         return super().state_dict(*args, **kwargs) if destination is None else destination
 
+    def whole_state(self) -> dict[str, Any]:
+        """``state_dict()`` of a model that may be sharded: parameters are gathered, which all processes call for."""
+        return {name: gathered(value) for name, value in self.state_dict().items()}
+
+    def load_whole_state(self, state: Mapping[str, Any]) -> None:
+        """Into the shards of this process, where there are some."""
+        mine = self.state_dict()
+        self.load_state_dict({name: sharded_as(value, mine.get(name)) for name, value in state.items()})
+
 
 def _without_ours(module: nn.Module, result: Any) -> None:
     """Nothing of ours is missing from the model's own checkpoint."""
     result.missing_keys[:] = [name for name in result.missing_keys if f"{NAME}." not in name]
-
-
-def _with_loss(output: Any, loss: Tensor) -> Any:
-    """The model's output with another loss: a mapping, since nothing else says which of its parts that is."""
-    if isinstance(output, Tensor):
-        return {"loss": loss, "logits": output}
-    if not isinstance(output, Mapping):
-        raise TypeError(f"the model returned a {type(output).__name__}; let it return a mapping, with return_dict=True")
-    if type(output) is dict:
-        return {**output, "loss": loss}
-    return type(output)(**{**output, "loss": loss})

@@ -224,6 +224,23 @@ def test_heads_are_float32_under_autocast():
     assert {p.dtype for p in aux.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("way", ["lazy", "widths", "split"])
+def test_logits_are_taken_where_the_autocast_of_the_forward_has_ended(way):
+    """As Accelerate and the trainers on top of it have it."""
+    model = Late().eval()
+    options = {"lazy": {"num_outputs": 3}, "split": {"split": model.head}}
+    options["widths"] = {"num_outputs": 3, "widths": {"audio": 5, "video": 7}}
+    aux = bg.attach(model, model.encoders, **options[way])
+    model(*batch())
+    wanted = aux.logits()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*batch())
+    logits = aux.logits()
+    assert {p.dtype for p in aux.parameters()} <= {torch.float32}
+    torch.testing.assert_close(logits, wanted, rtol=0.05, atol=0.05)
+    assert all(each.dtype == torch.float32 for each in aux.losses(None, LABELS).values())
+
+
 def test_initialised_alike_whatever_the_way():
     model = Late()
     lazy = bg.attach(model, model.encoders, num_outputs=3)

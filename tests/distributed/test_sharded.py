@@ -113,6 +113,13 @@ def refused(rank):
     with pytest.raises(ValueError, match="accumulate='rows'"):
         bg.MinNorm(params=sharded().parameters()).accumulate_rows(True)
 
+    model = Model()
+    balancer = bg.MinNorm(params=model)
+    balancer.accumulate_rows(True)
+    fully_shard(model)
+    with pytest.raises(ValueError, match=r"accumulate='rows'.*sharded the model since"):
+        balancer(model(*batch))
+
 
 def test_refusals_on_all_processes(pair):
     pair(refused)

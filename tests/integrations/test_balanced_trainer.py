@@ -56,11 +56,11 @@ def targets(tiny):
     return "answer" if "answer" in tiny.batch else "labels"
 
 
-def trainer_of(model, tiny, folder, balancer, settings=None, **given):
+def trainer_of(model, tiny, folder, balancer, settings=None, base=None, **given):
     transformers = pytest.importorskip("transformers")
     from balanced_grad.integrations.transformers import BalancedTrainerMixin
 
-    class BalancedTrainer(BalancedTrainerMixin, transformers.Trainer):
+    class BalancedTrainer(BalancedTrainerMixin, base or transformers.Trainer):
         pass
 
     settings = {"max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True, "logging_steps": 1} | (
