@@ -64,7 +64,8 @@ def attach(
             integers ``(B,)`` are lengths. Default: what the encoder is called with as ``attention_mask``,
             ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``.
         widths: name -> ``D``: makes the heads at once, beside the encoder's parameters. Default: at the first batch,
-            on the features' device and in their dtype (float32 under autocast).
+            on the features' device and in their dtype, or the encoder's where that has more digits, as when a trainer's
+            autocast has ended (float32 under autocast).
         stop_gradient: train the heads as probes only, no gradient to the encoders: for methods that need scores of a
             joint training, such as OGM. Default: encoders learn from the uni-modal losses too.
         logits: for ``mute``, function from the model's output to logits; default: the tensor itself or its ``logits``.

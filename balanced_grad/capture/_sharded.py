@@ -32,7 +32,7 @@ class ShardedCapture(ParameterCapture):
                 "accumulate='rows' keeps the per-loss gradients of whole parameters, and fully_shard has sharded the "
                 "model since; leave accumulate out"
             )
-        if sharded_forward_runs():
+        if sharded_forward_runs(params.given or ()):
             raise RuntimeError(
                 "the balancer is called in the forward of a model that fully_shard has sharded, which prepares it for "
                 "one backward of what forward() returns, not for one per loss: return the losses and call the balancer "

@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -19,23 +20,23 @@ def unsharded() -> dict[int, Tensor]:
 
     It carries no mark, but its owner knows it.
     """
-    out: dict[int, Tensor] = {}
-    for state in _states_of_shards():
-        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            for each in getattr(group, "fsdp_params", ()):
-                whole = getattr(each, "_unsharded_param", None)
-                if whole is not None:
-                    out[id(whole)] = each.sharded_param
-    return out
+    pairs = ((getattr(each, "_unsharded_param", None), each) for _, owned in _owners() for each in owned)
+    return {id(whole): each.sharded_param for whole, each in pairs if whole is not None}
 
 
-def sharded_forward_runs() -> bool:
-    """Whether a model that ``fully_shard`` has sharded is in the middle of its forward."""
-    contexts = (getattr(state, "_state_ctx", None) for state in _states_of_shards())
-    return any(getattr(context, "iter_forward_root", None) is not None for context in contexts)
+def sharded_forward_runs(shards: Iterable[Tensor]) -> bool:
+    """Whether the model that these are of is in the middle of its forward."""
+    ids = {id(shard) for shard in shards}
+    return any(
+        getattr(getattr(state, "_state_ctx", None), "iter_forward_root", None) is not None
+        and any(id(each.sharded_param) in ids for each in owned)
+        for state, owned in _owners()
+    )
 
 
-def _states_of_shards() -> list[Any]:
+def _owners() -> Iterator[tuple[Any, list[Any]]]:
+    """The state of each module that was given to ``fully_shard``, anywhere in this process, and what it has sharded."""
     states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", None)
-    return [state() if callable(state) else state for state in (states or {}).values()]
+    for state in (state() if callable(state) else state for state in (states or {}).values()):
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        yield state, [each for group in groups for each in getattr(group, "fsdp_params", ())]
