@@ -6,7 +6,7 @@ from balanced_grad.diagnosis import Diagnosis, diagnose
 from balanced_grad.dropout import ModalityDropout, drop_modalities
 from balanced_grad.evidence import BOGC
 from balanced_grad.guard import GradientBlending, HeldOut, endless, hold_out
-from balanced_grad.integrations import plot_history
+from balanced_grad.integrations import plot_depth, plot_history
 from balanced_grad.methods import MIMO, Alternate, EqualNorms, Gramian, MinNorm, MMPareto, Project, RowFusion, Uniform
 from balanced_grad.modulation import AGM, ARL, DGL, MLB, OGM, ModalityGroups, Modulation, scores
 from balanced_grad.notices import InactiveBalancerWarning
@@ -55,6 +55,7 @@ __all__ = [
     "endless",
     "freeze",
     "hold_out",
+    "plot_depth",
     "plot_history",
     "scores",
     "warm_up",
