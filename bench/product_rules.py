@@ -25,7 +25,7 @@ from bench.accuracy._methods import BY_NAME
 from bench.accuracy._study import budget
 from bench.accuracy._train import train
 
-FIRST = ("digits", "digits-hard", "mfeat", "wiki", "synergy", "redundant", "unique", "leaf")
+FIRST = ("digits", "digits-hard", "wiki", "synergy", "redundant", "unique", "leaf")
 LAST = ("watch", "cells")
 RULES: dict[str, tuple[bool, Any]] = {
     "equal, one s.e.": (False, one_standard_error),

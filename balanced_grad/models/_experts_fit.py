@@ -13,6 +13,7 @@ from balanced_grad.models._experts_weights import (
     finite,
     fit,
     fit_common,
+    lowest,
     one_standard_error,
 )
 from balanced_grad.models._product import silenced
@@ -47,13 +48,16 @@ def fit_weights(
     present: Present | None = None,
     *,
     shrinkage: float | None = None,
+    center: str | None = None,
 ) -> WeightFit:
     """Fit one non-negative exponent per expert on validation items, and set them in the product (with ``τ = 1``).
 
         min_{w ≥ 0}  NLL(w) + ρ/2 Σ_e ((w_e - w̄) / u)²
 
     The problem is convex for every task, and the answer is checked to be its minimum. ``ρ`` shrinks towards equal
-    weights: infinite, it is one temperature for the plain product; 0, every expert on its own. ``u`` is the exponent of
+    weights: infinite, it is one temperature for the plain product; 0, every expert on its own. With ``center``, an
+    expert that has seen all that the others have, it shrinks towards that one alone, ``Σ_{e ≠ center} (w_e / u)²``:
+    infinite, it is one temperature for this expert. ``u`` is the exponent of
     the expert that predicts best alone: logits in a unit ten times as large get exponents a tenth as large, and predict
     the same. Where the product makes no mistake, no exponent would be large enough; then each label is taken to be
     unknown with probability ``1/N``, as one item more would make it (after Platt, 1999). An expert that is sure and
@@ -69,11 +73,13 @@ def fit_weights(
         present: as for ``product.outputs``. Items without an expert are left out.
         shrinkage: ``ρ ≥ 0``, in nats. None (default): of 0, 0.001, 0.01, 0.1, 1 and ``inf`` the largest that is within
             one standard error of the best, by five-fold cross-validation over the items in folds drawn with a fixed
-            seed (the rule of Breiman et al., "Classification and Regression Trees", 1984, on paired differences).
+            seed (the rule of Breiman et al., "Classification and Regression Trees", 1984, on paired differences). With
+            ``center``, the best: see "What it shrinks to" on the page about experts.
+        center: name of the expert towards which to shrink. Default: none, towards equal weights.
 
     Raises:
-        ValueError: for a negative shrinkage, an expert without output, outputs that are not finite, targets that are
-            no labels of the task, or none that counts.
+        ValueError: for a negative shrinkage, an unknown center, an expert without output, outputs that are not finite,
+            targets that are no labels of the task, or none that counts.
         RuntimeError: where no minimum is found.
 
     Examples:
@@ -90,11 +96,16 @@ def fit_weights(
     """
     if shrinkage is not None and not shrinkage >= 0:
         raise ValueError(f"shrinkage={shrinkage!r}: give a number >= 0 (inf: equal weights), or None to choose it")
+    names = list(product.subsets)
+    if center is not None and center not in names:
+        raise ValueError(f"center={center!r} is no expert; the experts are {names}")
+    middle = None if center is None else names.index(center)
     items = _items(product, outputs, targets, present)
-    held_out = cross_validate(items) if shrinkage is None else {}
+    held_out = cross_validate(items, middle) if shrinkage is None else {}
     scores = {rho: float(losses.mean()) for rho, losses in held_out.items()}
-    chosen = one_standard_error(held_out) if shrinkage is None else shrinkage
-    return _set(product, items, fit(items, chosen), 1.0, chosen, scores)
+    choose = one_standard_error if middle is None else lowest
+    chosen = choose(held_out) if shrinkage is None else shrinkage
+    return _set(product, items, fit(items, chosen, middle), 1.0, chosen, scores)
 
 
 def fit_temperature(

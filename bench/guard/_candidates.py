@@ -25,12 +25,12 @@ class Guarded(bg.Uniform):
         self.parameters_of = {name: list(encoder.parameters()) for name, encoder in encoders(model).items()}
         self.steps = 0
 
-    def forward(self, losses: Mapping[str, Tensor | None], features: Any = None) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor | None], features: Any = None, **options: Any) -> Tensor:
         if self.steps % self.every == 0:
             self.signal.check(Check(self.parameters_of, losses, self.held_out()))
             self.factors |= tensors(self.signal.factors)  # a guard around this one may have its own
         self.steps += 1
-        return super().forward(losses, features)
+        return super().forward(losses, features, **options)
 
     def update_scales(self) -> Mapping[str, Tensor]:
         return tensors(self.signal.scales)

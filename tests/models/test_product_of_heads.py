@@ -1,5 +1,7 @@
 """The product of one network's heads: the same as a product of experts under other names."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -22,12 +24,33 @@ def test_it_is_a_product_of_experts():
     pool = ProductOfExperts({MODALITIES: nn.Identity()} | {name: nn.Identity() for name in MODALITIES})
     named = {"+".join(MODALITIES) if name == "joint" else name: x for name, x in heads.items()}
     torch.testing.assert_close(product(heads), pool.combine(named))
-    mine, theirs = product.fit(heads, label), fit_weights(pool, named, label)
+    mine, theirs = product.fit(heads, label), fit_weights(pool, named, label, center="+".join(MODALITIES))
     assert list(mine.exponents) == ["joint", *MODALITIES]
     assert list(mine.exponents.values()) == list(theirs.exponents.values())
     assert product.weights == pytest.approx(mine.exponents)
     assert mine.after <= mine.before
     torch.testing.assert_close(product(heads), pool.combine(named))
+
+
+def test_heads_that_add_nothing_leave_the_joint_one_alone():
+    heads, label = outputs()
+    generator = torch.Generator().manual_seed(7)
+    noise = {name: 3 * torch.randn(heads["joint"].shape, generator=generator) for name in MODALITIES}
+    product = ProductOfHeads(MODALITIES)
+    product.fit({"joint": heads["joint"]} | noise, label)
+    weights = product.weights
+    assert max(weights[name] for name in MODALITIES) < 0.05 * weights["joint"]
+
+
+def test_infinite_shrinkage_is_a_temperature_of_the_joint_head():
+    heads, label = outputs()
+    product = ProductOfHeads(MODALITIES)
+    product.fit(heads, label, shrinkage=math.inf)
+    weights = product.weights
+    assert [weights[name] for name in MODALITIES] == [0.0] * len(MODALITIES)
+    scale = torch.linspace(0.2, 3.0, 400) * weights["joint"]
+    risks = torch.stack([nn.functional.cross_entropy(s * heads["joint"], label) for s in scale])
+    assert float(nn.functional.cross_entropy(weights["joint"] * heads["joint"], label)) <= float(risks.min()) + 1e-6
 
 
 def test_without_a_modality_the_other_heads_predict_with_weights_of_their_own():
