@@ -5,11 +5,15 @@ reader needs: text and pictures, with no times, no numbers of runs and no machin
 """
 
 import os
+import tempfile
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-from nbformat import NotebookNode
+import pytest
+
+WANTED = "runs the notebooks of the docs: pip install 'balanced-grad[dev]'"
+nbclient = pytest.importorskip("nbclient", reason=WANTED)
+nbformat = pytest.importorskip("nbformat", reason=WANTED)
+pytest.importorskip("ipykernel", reason=WANTED)
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 STRICT = "import warnings\n\nwarnings.simplefilter('error')"
@@ -18,20 +22,20 @@ KEPT = {"kernelspec": {"display_name": "Python 3", "language": "python", "name":
 KEPT["language_info"] = {"name": "python"}
 
 
-def notebooks() -> list[Path]:
+def notebooks():
     return sorted(FOLDER.glob("*.ipynb"))
 
 
-def read(path: Path) -> NotebookNode:
+def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def execute(notebook: NotebookNode, scratch: Path, claims: str = "") -> NotebookNode:
+def execute(notebook, scratch, claims=""):
     """A copy with the outputs of a fresh kernel; ``claims`` are statements that it runs at the end."""
     copy = nbformat.from_dict(notebook)
     for place, source in ((0, STRICT), (len(copy.cells) + 1, claims + LENIENT)):
         copy.cells.insert(place, nbformat.v4.new_code_cell(source, id=f"added-{place}"))
-    client = NotebookClient(
+    client = nbclient.NotebookClient(
         copy,
         timeout=300,
         kernel_name="python3",
@@ -43,7 +47,7 @@ def execute(notebook: NotebookNode, scratch: Path, claims: str = "") -> Notebook
     return copy
 
 
-def clean(notebook: NotebookNode) -> NotebookNode:
+def clean(notebook):
     """What is committed: cells counted from 1, nothing of the kernel in the metadata but its name."""
     copy = nbformat.from_dict(notebook)
     copy.metadata = nbformat.from_dict(KEPT)
@@ -61,9 +65,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     return copy
 
 
-def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
+def merged(outputs):
     """Text that was printed in a row and came in several parts, by the clock, is one output."""
-    done: list[NotebookNode] = []
+    done = []
     for output in outputs:
         if done and output.output_type == done[-1].output_type == "stream" and output.name == done[-1].name:
             done[-1].text += output.text
@@ -72,9 +76,7 @@ def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return done
 
 
-def main() -> None:
-    import tempfile
-
+def main():
     for path in notebooks():
         with tempfile.TemporaryDirectory() as scratch:
             nbformat.write(clean(execute(read(path), Path(scratch))), path)

@@ -4,6 +4,7 @@ A notebook is JSON, so this needs no package. Nothing runs here; the tests run t
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             uri = file.src_uri.removesuffix(".ipynb") + ".md"
             files.append(File.generated(config, uri, content=page(json.loads(source.read_text("utf-8")), source.name)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A link to a notebook, which a forge shows, leads to its page here."""
+    return re.sub(r"\]\((notebooks/[\w-]+)\.ipynb\)", r"](\1.md)", markdown)
 
 
 def page(notebook: dict[str, Any], name: str) -> str:
