@@ -15,7 +15,7 @@ from balanced_grad.records import Problem, Step, Trust, Weighting
 from balanced_grad.state import Stateful
 from balanced_grad.tokens import Tokens
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AGM",

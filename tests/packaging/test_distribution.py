@@ -1,6 +1,7 @@
 """What a user installs: wheel and sdist, built; the wheel runs beside what its metadata names, and nothing else."""
 
 import doctest
+import json
 import re
 import subprocess
 import sys
@@ -88,8 +89,17 @@ def test_the_version_is_in_one_place(built):
     wheel, sdist = built
     assert wheel.name == f"balanced_grad-{bg.__version__}-py3-none-any.whl"
     assert sdist.name == f"balanced_grad-{bg.__version__}.tar.gz"
-    assert f"\nversion: {bg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert "version =" not in (ROOT / "pyproject.toml").read_text().split("[project]")[1].split("[")[0]
+
+
+def test_what_cites_the_release_names_it_and_its_date():
+    newest, date = re.findall(r"^## \[(\d.*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text())
+    assert newest == zenodo["version"] == bg.__version__
+    assert zenodo["publication_date"] == date
+    assert f"\nversion: {newest}\ndate-released: {date}\n" in (ROOT / "CITATION.cff").read_text()
+    minor = newest.rpartition(".")[0]
+    assert re.search(rf"^## From \S+ to {re.escape(minor)}$", (ROOT / "docs" / "upgrading.md").read_text(), re.MULTILINE)
 
 
 def test_twine_finds_nothing_wrong(built):
@@ -112,7 +122,7 @@ def test_the_sdist_holds_what_its_tests_need(built):
         names = {name.partition("/")[2] for name in sdist.getnames()}
     tracked = run("git", "ls-files", cwd=ROOT).split() if (ROOT / ".git").exists() else []
     assert {name for name in tracked if name.split("/")[0] != ".ci"} - {".gitignore"} <= names
-    assert {"run.py", "noxfile.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml", "README.md"} <= names
+    assert {"run.py", "noxfile.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 def test_nothing_of_the_development_environment_is_in_reach(site, tmp_path):
