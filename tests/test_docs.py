@@ -1,5 +1,6 @@
 """The pages as their readers meet them: code and tables that fit, links that lead somewhere, pictures with words."""
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -121,3 +122,34 @@ def test_these_tests_see_what_is_wrong():
         f"{site}/nowhere.html#a"
     ]
     assert dead("[a](docs/nowhere.md) [b](docs/index.md) [c](#here)", ROOT / "README.md") == ["docs/nowhere.md"]
+
+
+NOT_OURS = {"Trying to backward through the graph a second time", "IndexError", "KeyError", "AttributeError"}
+
+
+def texts_of_the_package() -> str:
+    """Every string of its source, with a gap where a value is put in."""
+    found = []
+    for path in (ROOT / "balanced_grad").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+# What stands on the page where the source has a value: names, shapes, numbers, options, types.
+VALUE = re.compile(r"'\w*'|\[.*?\]|\(\d.*?\)|\.\.\.|\b\d+\b|\w+=\w+|\w+:\d|\b(?:cpu|float|encoder|modalities|has)\b")
+
+
+def test_errors_on_the_page_of_troubles_are_those_of_the_package():
+    page = (ROOT / "docs" / "troubles.md").read_text()
+    section = page.partition("\n## An error stops it\n")[2].partition("\n## ")[0]
+    quoted = [each for bold in re.findall(r"\*\*(`.+?)\*\*", section) for each in re.findall(r"`([^`]+)`", bold)]
+    assert len(quoted) > 30
+    texts = texts_of_the_package()
+    pieces = [(message, words.strip(" ;,:")) for message in set(quoted) - NOT_OURS for words in VALUE.split(message)]
+    assert [(message, words) for message, words in pieces if len(words) > 3 and words not in texts] == []
