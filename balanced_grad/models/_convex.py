@@ -72,7 +72,8 @@ def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, fl
 
     Apart from those along the ways in which the function is flat: there a step of ours is short.
     """
-    blocked = (slope >= 0) & (point * slope <= _AIM)  # a convex function gains no more by going to zero
+    # A convex function gains no more by going to zero, and Newton's step along the coordinate goes there.
+    blocked = (slope >= 0) & (point * slope <= _AIM) & (point * curvature.diagonal() <= slope)
     step = torch.where(blocked, -point, 0.0)
     free = (~blocked).nonzero()[:, 0]
     if not len(free):
