@@ -1,6 +1,8 @@
 """Tables, whole or line by line as results come in."""
 
-from collections.abc import Iterable, Mapping
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def row(*cells: object) -> str:
@@ -18,3 +20,12 @@ def markdown(corner: str, columns: Iterable[str], rows: Mapping[str, Iterable[st
     columns = list(columns)
     lines = [row(corner, *columns), "| --- |" + " ---: |" * len(columns)]
     return "\n".join([*lines, *(row(name, *cells) for name, cells in rows.items())])
+
+
+def mean_and_error(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean and standard error, the latter where there are two values or more."""
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {error:{form.lstrip('+')}}"
