@@ -173,7 +173,7 @@ def quadratics(seed: int, size: int = 6) -> Problem:
     """Three modalities want the same two coordinates of a trunk to be three different points: the optimum is a kink."""
     draw = torch.Generator().manual_seed(seed)
     angle = 2 * math.pi * (torch.arange(3) / 3 + 0.1 * torch.rand(3, generator=draw) + torch.rand(1, generator=draw))
-    wanted = torch.stack([angle.cos(), angle.sin()], 1).double()
+    wanted = 1 + torch.stack([angle.cos(), angle.sin()], 1).double()
     shared = torch.linalg.qr(torch.randn(size, 2, generator=draw, dtype=torch.float64))[0].T
     A = torch.eye(size, dtype=torch.float64) + 0.3 * torch.randn(size, size, generator=draw, dtype=torch.float64)
     joint = Term(A, torch.randn(size, generator=draw, dtype=torch.float64))

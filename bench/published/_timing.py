@@ -110,6 +110,6 @@ def interval(own: Times, mimo: Times) -> tuple[float, float | None]:
     """90 % interval of the ratio of the medians over rounds drawn anew; without an upper end where MIMO's may be 0."""
     drawn = np.random.default_rng(0).integers(len(own), size=(RESAMPLES, len(own)))
     above, below = np.median(own[drawn], 1), np.median(mimo[drawn], 1)
-    ratios = np.divide(above, below, out=np.full(RESAMPLES, np.inf), where=below > 0)
+    ratios = np.divide(above, below, out=np.where(above == below, 1.0, np.inf), where=below > 0)
     low, high = np.quantile(ratios, (0.05, 0.95), method="nearest")
     return float(low), float(high) if np.isfinite(high) else None
