@@ -1,4 +1,4 @@
-"""One modality's input spoiled at test time. Inputs are standardised: 0 is the training mean, 1 a standard deviation."""
+"""One modality's input spoiled at test time. Inputs are standardised: 0 is the training mean, 1 a deviation."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -136,7 +136,8 @@ class MiniBatches:
     def noise(self) -> float:
         """Root of the mean over the parts of the largest squared deviation of a loss, at the solution."""
         x, terms = self.case.solution.x, self.case.problem.modalities
-        deviations = [[float(part.modalities[name](x) - term(x)) for name, term in terms.items()] for part in self.parts]
+        means = {name: float(term(x)) for name, term in terms.items()}
+        deviations = [[float(part.modalities[name](x)) - value for name, value in means.items()] for part in self.parts]
         return math.sqrt(float(np.square(deviations).max(1).mean()))
 
     def variance(self, x: Tensor) -> float:

@@ -133,8 +133,9 @@ def plot(known: list[Known], path: Path) -> None:
         last.set(xscale="log", yscale="log", xlabel="penalty λ", title=f"worst gap of the minimiser, μ = {SHARP:g}")
         last.set_xticks(PENALTIES, [f"{penalty:g}" for penalty in PENALTIES])
         last.minorticks_off()
-        handles = [axis.get_legend_handles_labels() for axis in (descents[0], last)]
-        figure.legend(*(first + second for first, second in zip(*handles, strict=True)), loc="outside lower center", ncols=5)
+        handles, labels = descents[0].get_legend_handles_labels()
+        more, names = last.get_legend_handles_labels()
+        figure.legend(handles + more, labels + names, loc="outside lower center", ncols=5)
         write(figure, path)
 
 

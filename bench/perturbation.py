@@ -3,11 +3,11 @@
     BALANCED_GRAD_DATA=DIR python -m bench.perturbation --plot docs/images/perturbation.png
     BALANCED_GRAD_DATA=DIR python -m bench.perturbation --datasets wiki --seeds 1
 
-Networks, recipe, budget and choice of the epoch are those of ``bench.accuracy``, with SGD; *tuned* settings are the best
-of its eight trials on clean validation items, as ``bench/results`` has them, the same number for every method. Nothing
-is trained or chosen on perturbed items. Each modality is perturbed in turn while the others stay clean; a number is the
-mean over which one it is. All methods see the same perturbed items. Mean and standard error over the seeds, differences
-paired by seed.
+Networks, recipe, budget and choice of the epoch are those of ``bench.accuracy``, with SGD. *Tuned* settings are the
+best of its eight trials on clean validation items, the same number for every method, as ``bench/results`` has them.
+Nothing is trained or chosen on perturbed items. Each modality is perturbed in turn while the others stay clean; a
+number is the mean over which one it is. All methods see the same perturbed items. Mean and standard error over the
+seeds, differences paired by seed.
 """
 
 import argparse

@@ -170,6 +170,11 @@ def test_it_prints_four_tables_and_draws(tmp_path, monkeypatch, capsys):
     study.main()
     shown = capsys.readouterr().out
     assert shown.count("| --- |") == 4
-    for row in ("| shared parameters, quadratics, ε = 1 |", "| late fusion, logistic: its bound |", "| b |", "| 40 steps |"):
+    for row in (
+        "| shared parameters, quadratics, ε = 1 |",
+        "| late fusion, logistic: its bound |",
+        "| b |",
+        "| 40 steps |",
+    ):
         assert row in shown
     assert picture.stat().st_size > 10_000

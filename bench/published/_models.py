@@ -14,6 +14,7 @@ from bench.published._networks import ResNets, Transformers
 ITEMS = 256
 CLASSES = 10
 WIDTHS = {"resnet": 16, "transformer": 64}  # of the published ones: 64 and 768
+PICTURES = {"visual": (3, 32, 32), "audio": (1, 32, 32)}
 SEQUENCES = {"text": (12, 300), "visual": (12, 371), "audio": (12, 81)}  # tokens; sizes of UR-FUNNY's features
 MFEAT = {"fou": 76, "fac": 216, "kar": 64, "pix": 240, "zer": 47, "mor": 6}
 
@@ -61,8 +62,6 @@ def cases(modalities: int = 2, width: int | None = None) -> dict[str, Case]:
         "avmnist": Case("AV-MNIST, small CNNs", {"image": (1, 28, 28), "audio": (1, 40, 40)}),
         "mfeat": Case("mfeat, six small MLPs", {name: (size,) for name, size in MFEAT.items()}),
         "large": Case(f"large, {modalities} CNNs", images, Large),
-        "resnet": Case(
-            f"two ResNet-18, width {stage}", {"visual": (3, 32, 32), "audio": (1, 32, 32)}, partial(ResNets, width=stage)
-        ),
+        "resnet": Case(f"two ResNet-18, width {stage}", PICTURES, partial(ResNets, width=stage)),
         "transformer": Case(f"three transformers, width {tokens}", SEQUENCES, partial(Transformers, width=tokens)),
     }

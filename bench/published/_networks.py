@@ -1,4 +1,4 @@
-"""The published family of encoders in plain PyTorch, of any width: ResNet-18 for pictures, transformers for sequences."""
+"""The published family of encoders in plain PyTorch, of any width: ResNet-18, and transformers for sequences."""
 
 from collections.abc import Mapping
 

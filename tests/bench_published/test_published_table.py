@@ -63,6 +63,7 @@ def test_table(results):
     shown = table(results)
     headline, *tables = shown.split("\n\n")
     assert headline.splitlines()[0] == "| subroutine time / MIMO's | tiny |"
+    assert tables[0].splitlines()[0] == "| extra / MIMO's | tiny |"
     assert "| MIMO | 1.00 |" in headline.splitlines()
     assert "| MMPareto loop (re-implemented) |" in shown
     assert "| torchjd MGDA (released) |" in shown
@@ -73,7 +74,8 @@ def test_table(results):
 
 
 def test_table_says_where_there_is_no_number():
-    row = {"method": "MIMO", "kind": "ours", "extra_x_mimo": None} | dict.fromkeys(
+    row = {"method": "MIMO", "kind": "ours", "extra_x_mimo": None}
+    row |= {"x_mimo_interval": (1.0, 1.0), "extra_x_mimo_interval": (1.0, 1.0)} | dict.fromkeys(
         ("subroutine_ms", "x_joint", "x_mimo", "extra_ms", "step_x_joint", "extra_mib"), 1.0
     )
     other = row | {"method": "OGM-GE loop", "kind": "loop"}
