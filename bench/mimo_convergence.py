@@ -12,6 +12,7 @@ error over the seeds.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def plot(known: list[Known], path: Path) -> None:
         write(figure, path)
 
 
-def draw_descent(axis, case: Case, tolerance: float) -> None:
+def draw_descent(axis: Any, case: Case, tolerance: float) -> None:
     seen = trace(case, case.steps(tolerance / 2))
     steps = np.arange(1, len(seen))
     promised = np.array([case.bounds_at(step) for step in steps])
