@@ -1,6 +1,8 @@
 """Tables, whole or line by line as results come in."""
 
-from collections.abc import Iterable, Mapping
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 MOST = 6  # columns that a page shows without scrolling
@@ -43,3 +45,12 @@ def _columns(cells: list[list[str]], start: int, stop: int) -> str:
     """The first column and those from start to stop."""
     (title, rule), rows = cells[:2], (line for line in cells[2:] if any(line[start:stop]))
     return "\n".join(row(line[0], *line[start:stop]) for line in (title, rule, *rows))
+
+
+def mean_and_error(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean and standard error, the latter where there are two values or more."""
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {error:{form.lstrip('+')}}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench._markdown import MOST, header, markdown, narrow, row
+from bench._markdown import MOST, header, markdown, mean_and_error, narrow, row
 
 
 def parts(table):
@@ -36,3 +36,9 @@ def test_a_row_without_a_number_in_a_part_is_left_out_there():
 def test_what_is_narrow_enough_stays_as_it_is():
     table = header("a", "b") + "\n" + row("", "")
     assert narrow(table) == table
+
+
+def test_mean_and_standard_error():
+    assert mean_and_error([1.0, 3.0]) == "2.0 ± 1.0"  # a deviation of √2, over √2
+    assert mean_and_error([1.0, 1.5, 2.0], "+.2f") == "+1.50 ± 0.29"
+    assert mean_and_error([4.0]) == "4.0"

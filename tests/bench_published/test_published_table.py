@@ -69,6 +69,7 @@ def test_table(results):
     assert "-0.00 |" not in shown
     titles = [table.splitlines()[0] for table in tables if table.startswith("|")]
     assert titles == [
+        "| extra / MIMO's | tiny |",
         "| method | subroutine ms | x joint | x MIMO | step x joint |",
         "| method | extra ms | extra x MIMO | extra MiB |",
     ]
@@ -76,7 +77,8 @@ def test_table(results):
 
 
 def test_table_says_where_there_is_no_number():
-    row = {"method": "MIMO", "kind": "ours", "extra_x_mimo": None} | dict.fromkeys(
+    row = {"method": "MIMO", "kind": "ours", "extra_x_mimo": None}
+    row |= {"x_mimo_interval": (1.0, 1.0), "extra_x_mimo_interval": (1.0, 1.0)} | dict.fromkeys(
         ("subroutine_ms", "x_joint", "x_mimo", "extra_ms", "step_x_joint", "extra_mib"), 1.0
     )
     other = row | {"method": "OGM-GE loop", "kind": "loop"}
