@@ -9,9 +9,10 @@ and ``σ_1o σ_2o = 4``. One ``nn.Linear(20, 30)`` is trained on the mean square
 *measurement* leaves the optimum where it is, for both. (Noise of the inputs would not: it shrinks the least squares.)
 So the two gradients of an output's weights are two measurements of one quantity, one of them far noisier.
 
-Error: ``|W - W*|²`` by weight, in units of its variance: the expected squared error on new inputs without noise. SGD with
-momentum 0.9, AdamW without decay, rates falling linearly to zero, batches of 16. The rate of each row is the best of
-four on two seeds of their own; ``*``: at the end of the four. Mean ± standard error over the other seeds.
+Error: ``|W - W*|²`` per weight, in units of the weights' variance: the squared error on new inputs without noise, over
+the signal's. SGD with momentum 0.9, AdamW without decay, rates falling linearly to zero, batches of 16. The rate of
+each row is the best of four on two seeds of their own; ``*``: at the end of the four. Mean ± standard error over the
+other seeds.
 
 ``learned variances`` is what needs no balancer: a Gaussian likelihood with a trained variance per source and output.
 ``known variances`` weighs by the truth: the bound.

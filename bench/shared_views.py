@@ -4,9 +4,9 @@
     python -m bench.shared_views --widths 8 --epochs 90               # three times the steps
     python -m bench.shared_views --separate --widths 8                # a network of its own for each view
 
-scikit-learn's digits. A view is the picture with noise of its own (deviation 0.15, drawn once, where pixels are in 0-1);
-the sixth view has its pixels in another order, one fixed permutation. One network 64-width-10 takes every view, each has
-a cross-entropy of its own, and there is no joint loss. Five of six losses ask the trunk for the same thing.
+scikit-learn's digits. A view is the picture with noise of its own (deviation 0.15, drawn once, where pixels are in
+0-1); the sixth view has its pixels in another order, one fixed permutation. One network 64-width-10 takes every view,
+each has a cross-entropy of its own, and there is no joint loss. Five of six losses ask the trunk for the same thing.
 
 ``--separate``: the same views, but each with a network of its own, and the sixth at a tenth of the contrast, so that it
 learns slowly. Nothing is shared, so a weight is no more than a learning rate.
@@ -14,7 +14,7 @@ learns slowly. Nothing is shared, so a weight is no more than a learning rate.
 Per seed: a split into 60 % training, 20 % validation, 20 % test items, the permutation and the initial weights. AdamW
 without decay, batches of 128. The rate of each row is the best of three by the worst view's validation accuracy, on two
 seeds of their own; ``*``: at the end of the three. Test accuracy at the last epoch, percent, mean ± standard error.
-``odd × 2`` is ``Uniform`` with a weight set by hand, for one who knows which view is odd; ``× 4`` likewise.
+``odd x 2`` is ``Uniform`` with a weight set by hand, for one who knows which view is odd; ``x 4`` likewise.
 """
 
 import argparse
@@ -37,8 +37,8 @@ TUNING_SEEDS = range(1000, 1002)
 RATES = (0.003, 0.01, 0.03)
 BALANCERS: dict[str, Callable[[], bg.Balancer]] = {
     "Uniform": bg.Uniform,
-    "Uniform, odd × 2": lambda: bg.Uniform(dict.fromkeys(VIEWS, 1.0) | {"odd": 2.0}),
-    "Uniform, odd × 4": lambda: bg.Uniform(dict.fromkeys(VIEWS, 1.0) | {"odd": 4.0}),
+    "Uniform, odd x 2": lambda: bg.Uniform(dict.fromkeys(VIEWS, 1.0) | {"odd": 2.0}),
+    "Uniform, odd x 4": lambda: bg.Uniform(dict.fromkeys(VIEWS, 1.0) | {"odd": 4.0}),
     "MIMO(smoothing=0.05, ema=0.9)": lambda: bg.MIMO(smoothing=0.05, ema=0.9),
 }
 
@@ -122,16 +122,17 @@ def cells(name: str, width: int, args: argparse.Namespace, tick: Callable[[], ob
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--methods", nargs="+", choices=tuple(BALANCERS), metavar="NAME", default=list(BALANCERS))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=10, help="at least 2")
     parser.add_argument("--separate", action="store_true", help="a network for each view, the sixth view slow")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = (len(RATES) * len(TUNING_SEEDS) + args.seeds) * len(args.widths) * len(BALANCERS)
+    runs = (len(RATES) * len(TUNING_SEEDS) + args.seeds) * len(args.widths) * len(args.methods)
     print(header("width", "method", "worst view", "odd view", "mean of the others", "rate"))
     with tqdm(total=runs, unit="run", leave=False) as bar:
         for width in args.widths:
-            for name in BALANCERS:
+            for name in args.methods:
                 bar.write(row(width, name, *cells(name, width, args, bar.update)))
 
 

@@ -6,7 +6,7 @@ from statistics import mean, median
 
 from scipy.stats import rankdata
 
-from bench.accuracy._methods import ALONE
+from bench.accuracy._methods import BASELINE
 from bench.accuracy._statistics import Group, in_order
 from bench.accuracy._study import Line
 
@@ -111,7 +111,7 @@ def cost(boards: list[Board], method: str) -> float | None:
 
 
 def judging_error(group: Group) -> float:
-    """Standard error of one validation accuracy, in points, at the accuracy that was reached there."""
-    name = next(name for name in in_order(group.runs) if name != ALONE.name or len(group.runs) == 1)
+    """Standard error of one validation accuracy, in points, at that of joint training, else of its first method."""
+    name = BASELINE.name if BASELINE.name in group.runs else in_order(group.runs)[0]
     share = mean(group.values(name, lambda run: run["rules"]["fused"]["val"]["accuracy"])) / 100
     return 100 * (share * (1 - share) / group.first["items"]["val"]) ** 0.5
