@@ -7,6 +7,7 @@ from statistics import mean
 
 from balanced_grad.demo._data import DemoError
 from bench.accuracy import _tables as tables
+from bench.accuracy._board import TOO_SMALL, Field, judging_error
 from bench.accuracy._data import trusted
 from bench.accuracy._figures import figure
 from bench.accuracy._methods import BASELINE
@@ -151,6 +152,7 @@ def section(group: Group, image: str) -> str:
         f"{first['date']}, {versions}."
     )
     lines = [f"## {heading(at)}", "", facts, "", f"![{heading(at)}]({image})", ""]
+    lines += cautions(group)
     if not trusted(at.dataset):
         lines += ["Its features were made with the labels of the validation items, so nothing was chosen on them:", ""]
         lines[-2] += " defaults, last epoch. The weights of the fitted product come from them all the same."
@@ -160,6 +162,20 @@ def section(group: Group, image: str) -> str:
     for title, make in tables.SECTIONS.items():
         lines += [f"### {title}", "", make(group), ""]
     return "\n".join(lines)
+
+
+def cautions(group: Group) -> list[str]:
+    """What keeps the tables from deciding: too few validation items, training that ended too early."""
+    out, error = [], judging_error(group)
+    if error > TOO_SMALL and trusted(group.protocol.dataset):
+        out.append(
+            f"Its validation part is too small to judge settings and epochs: one accuracy there has a standard error of"
+            f" {error:.1f} points."
+        )
+    improving = [method for method in group.runs if Field((group,)).improving(method)]
+    if improving:
+        out.append(f"Still improving when training ended, in most of their runs: {', '.join(improving)}.")
+    return [line for text in out for line in (text, "")]
 
 
 def heading(at: Protocol) -> str:

@@ -9,6 +9,7 @@ from balanced_grad.demo._data import DemoError
 from bench.accuracy._board import Board, judging_error
 from bench.accuracy._evaluate import pack
 from bench.accuracy._leaderboard import MISSING, leaderboard
+from bench.accuracy._report import cautions
 from bench.accuracy._statistics import read
 
 ITEMS = 200
@@ -133,6 +134,16 @@ def test_error_of_judging(written):
     assert judging_error(group) == pytest.approx(5.0)
     (group,) = written(runs("joint", (100,), items={"train": 1, "val": 10_000, "test": ITEMS}))
     assert judging_error(group) == pytest.approx(0.5)
+
+
+def test_the_report_says_what_keeps_it_from_deciding(written):
+    (group,) = written(runs("joint", (100, 100)), runs("uniform", (100, 100), checkpoint={"*": 9}))
+    few, _, late, _ = cautions(group)
+    assert "standard error of 5.0 points" in few
+    assert late.endswith("in most of their runs: uniform.")
+    large = {"train": 1, "val": 10_000, "test": ITEMS}
+    (group,) = written(runs("joint", (100, 100), items=large))
+    assert cautions(group) == []
 
 
 def rows(text, name):
