@@ -64,8 +64,10 @@ def command(groups: list[Group]) -> str:
 def command_of(group: Group) -> str:
     at, seeds = group.protocol, max(len(runs) for runs in group.runs.values())
     return (
-        f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} --seeds {seeds}"
-        f" --trials {at.trials} --epochs {at.epochs}" + f" --tuning-seeds {at.tuning_seeds}" * (at.tuning_seeds > 1)
+        f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} \\\n"
+        f"    --seeds {seeds} --trials {at.trials} --epochs {at.epochs}"
+        + f" --tuning-seeds {at.tuning_seeds}"
+        * (at.tuning_seeds > 1)
     )
 
 

@@ -1,16 +1,21 @@
 """The networks that are timed, and random items of the shapes they take."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from balanced_grad.demo._data import Dataset, Split
 from balanced_grad.demo._model import FEATURES, LateFusion
+from bench.published._networks import ResNets, Transformers
 
 ITEMS = 256
 CLASSES = 10
+WIDTHS = {"resnet": 16, "transformer": 64}  # of the published ones: 64 and 768
+PICTURES = {"visual": (3, 32, 32), "audio": (1, 32, 32)}
+SEQUENCES = {"text": (12, 300), "visual": (12, 371), "audio": (12, 81)}  # tokens; sizes of UR-FUNNY's features
 MFEAT = {"fou": 76, "fac": 216, "kar": 64, "pix": 240, "zer": 47, "mor": 6}
 
 
@@ -20,7 +25,7 @@ class Case:
 
     title: str
     shapes: Mapping[str, tuple[int, ...]]
-    network: type[LateFusion] = LateFusion
+    network: Callable[[Mapping[str, tuple[int, ...]], int], LateFusion] = LateFusion
 
     def data(self) -> Dataset:
         """Random items; the splits that nobody trains on are empty."""
@@ -49,11 +54,14 @@ def wide_encoder() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * channels, FEATURES), nn.ReLU())
 
 
-def cases(modalities: int) -> dict[str, Case]:
-    """The models by name; ``modalities`` is the number that ``large`` has."""
+def cases(modalities: int = 2, width: int | None = None) -> dict[str, Case]:
+    """The models by name; ``modalities`` is the number that ``large`` has, ``width`` of ResNets and transformers."""
     images = {f"image {k + 1}": (1, 28, 28) for k in range(modalities)}
+    stage, tokens = (width or WIDTHS[name] for name in ("resnet", "transformer"))
     return {
         "avmnist": Case("AV-MNIST, small CNNs", {"image": (1, 28, 28), "audio": (1, 40, 40)}),
         "mfeat": Case("mfeat, six small MLPs", {name: (size,) for name, size in MFEAT.items()}),
         "large": Case(f"large, {modalities} CNNs", images, Large),
+        "resnet": Case(f"two ResNet-18, width {stage}", PICTURES, partial(ResNets, width=stage)),
+        "transformer": Case(f"three transformers, width {tokens}", SEQUENCES, partial(Transformers, width=tokens)),
     }

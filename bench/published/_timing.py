@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,25 @@ from bench.published._models import Case
 from bench.published._rows import JOINT, MIMO, Row
 
 WARM_UP = 3
+RESAMPLES = 1000
 PROFILED = 2  # steps: buffers that a method keeps are there beside the second forward pass
 Times = npt.NDArray[np.float64]
 
 
-def measure(case: Case, rows: Sequence[Row], rounds: int, tick: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def measure(
+    case: Case,
+    rows: Sequence[Row],
+    rounds: int,
+    tick: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[str, Any]:
     """Everything about one model, ready for JSON; ``tick`` is called once a round."""
     data, own = case.data(), [row for row in rows if row.suits(case)]
     memory = {row.name: peak_memory(data, case, row) for row in own}
-    times = take_turns([(row, trainer(data, case, row)) for row in own], data, rounds, tick)
+    turns = [(row, trainer(data, case, row)) for row in own]
+    for _, timed in turns:
+        timed.clock = clock
+    times = take_turns(turns, data, rounds, tick)
     model = case.network(case.shapes, data.classes)
     return {
         "model": case.title,
@@ -83,7 +94,9 @@ def summary(own: Times, times: dict[str, Times]) -> dict[str, Any]:
         "x_joint_paired": median(subroutine / joint),
         "x_mimo": median(subroutine) / median(mimo),
         "x_mimo_paired": median(subroutine / mimo),
+        "x_mimo_interval": interval(subroutine, mimo),
         "extra_x_mimo": median(extra) / median(extra_mimo) if clear else None,
+        "extra_x_mimo_interval": interval(extra, extra_mimo),
         "step_x_joint": median(step) / median(joint_step),
         "step_x_joint_paired": median(step / joint_step),
     }
@@ -91,3 +104,12 @@ def summary(own: Times, times: dict[str, Times]) -> dict[str, Any]:
 
 def median(values: Times) -> float:
     return float(np.median(values))
+
+
+def interval(own: Times, mimo: Times) -> tuple[float, float | None]:
+    """90 % interval of the ratio of the medians over rounds drawn anew; without an upper end where MIMO's may be 0."""
+    drawn = np.random.default_rng(0).integers(len(own), size=(RESAMPLES, len(own)))
+    above, below = np.median(own[drawn], 1), np.median(mimo[drawn], 1)
+    ratios = np.divide(above, below, out=np.where(above == below, 1.0, np.inf), where=below > 0)
+    low, high = np.quantile(ratios, (0.05, 0.95), method="nearest")
+    return float(low), float(high) if np.isfinite(high) else None
