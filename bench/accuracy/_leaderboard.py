@@ -47,7 +47,8 @@ Name its class. It is tuned like the others, by default on two seeds, with joint
 same budget. A class attribute `space = {"alpha": (1.0, 0.5, 2.0)}` says what is drawn, the default first.
 
 ```console
-$ python -m bench.accuracy --dataset leaf watch cells --method my_project.methods:MyMethod
+$ python -m bench.accuracy --dataset leaf watch cells \\
+    --method my_project.methods:MyMethod
 $ python -m bench.accuracy leaderboard
 ```
 
