@@ -7,10 +7,11 @@ from statistics import mean
 
 from balanced_grad.demo._data import DemoError
 from bench.accuracy import _tables as tables
+from bench.accuracy._board import TOO_SMALL, Field, judging_error
 from bench.accuracy._data import trusted
 from bench.accuracy._figures import figure
-from bench.accuracy._methods import BASELINE, BY_NAME
-from bench.accuracy._statistics import Group, mean_and_deviation, points, read
+from bench.accuracy._methods import BASELINE
+from bench.accuracy._statistics import Group, in_order, mean_and_deviation, points, read
 from bench.accuracy._study import Protocol
 
 START, END = "<!-- results -->\n", "<!-- /results -->\n"
@@ -57,15 +58,17 @@ def report(results: Path, page: Path) -> None:
 
 def command(groups: list[Group]) -> str:
     """The commands that make these numbers."""
-    lines = ["```console"]
-    for group in groups:
-        at = group.protocol
-        seeds = max(len(runs) for runs in group.runs.values())
-        lines.append(
-            f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} \\\n"
-            f"    --seeds {seeds} --trials {at.trials} --epochs {at.epochs}"
-        )
-    return "\n".join([*lines, "$ python -m bench.accuracy report", "```"])
+    return "\n".join(["```console", *map(command_of, groups), "$ python -m bench.accuracy report", "```"])
+
+
+def command_of(group: Group) -> str:
+    at, seeds = group.protocol, max(len(runs) for runs in group.runs.values())
+    return (
+        f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} \\\n"
+        f"    --seeds {seeds} --trials {at.trials} --epochs {at.epochs}"
+        + f" --tuning-seeds {at.tuning_seeds}"
+        * (at.tuning_seeds > 1)
+    )
 
 
 def overview(groups: list[Group]) -> str:
@@ -73,7 +76,7 @@ def overview(groups: list[Group]) -> str:
     out = []
     for optimizer, title in OPTIMIZERS.items():
         own = [group for group in groups if group.protocol.optimizer == optimizer]
-        methods = [name for name in BY_NAME if any(name in group.runs for group in own)]
+        methods = in_order(method for group in own for method in group.runs)
         for heading, text, cell in OVERVIEW if own else ():
             columns = {
                 name(group.protocol): lambda method, group=group, cell=cell: (
@@ -151,6 +154,7 @@ def section(group: Group, image: str) -> str:
         f"{first['date']}, {versions}."
     )
     lines = [f"## {heading(at)}", "", facts, "", f"![{heading(at)}]({image})", ""]
+    lines += cautions(group)
     if not trusted(at.dataset):
         lines += ["Its features were made with the labels of the validation items, so nothing was chosen on them:", ""]
         lines[-2] += " defaults, last epoch. The weights of the fitted product come from them all the same."
@@ -162,14 +166,31 @@ def section(group: Group, image: str) -> str:
     return "\n".join(lines)
 
 
+def cautions(group: Group) -> list[str]:
+    """What keeps the tables from deciding: too few validation items, training that ended too early."""
+    out, error = [], judging_error(group)
+    if error > TOO_SMALL and trusted(group.protocol.dataset):
+        out.append(
+            f"Its validation part is too small to judge settings and epochs: one accuracy there has a standard error of"
+            f" {error:.1f} points."
+        )
+    improving = [method for method in group.runs if Field((group,)).improving(method)]
+    if improving:
+        out.append(f"Still improving when training ended, in most of their runs: {', '.join(improving)}.")
+    return [line for text in out for line in (text, "")]
+
+
 def heading(at: Protocol) -> str:
     return f"{name(at)}, {OPTIMIZERS[at.optimizer]}"
 
 
 def name(at: Protocol) -> str:
-    """Of a data set, with a colon no more, which Markdown's renderer takes for a link's."""
-    return at.dataset.replace(":", " ")
+    """Of a data set and how it was tuned, with a colon no more, which Markdown's renderer takes for a link's."""
+    tuning = ", defaults" if at.trials == 1 and trusted(at.dataset) else ""
+    tuning = f", {at.tuning_seeds} tuning seeds" if at.tuning_seeds > 1 else tuning
+    return at.dataset.replace(":", " ") + tuning
 
 
 def stem(at: Protocol) -> str:
-    return "-".join(re.sub(r"\W+", "-", str(part)) for part in (at.dataset, at.optimizer, at.epochs, at.trials))
+    parts = (at.dataset, at.optimizer, at.epochs, at.trials, *[at.tuning_seeds] * (at.tuning_seeds > 1))
+    return "-".join(re.sub(r"\W+", "-", str(part)) for part in parts)

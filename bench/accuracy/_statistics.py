@@ -1,8 +1,8 @@
 """The lines of a study, grouped by protocol, and what they say: means over seeds and paired differences."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from balanced_grad.demo._compare import spread
 from balanced_grad.diagnostics import Gap, paired_gap
 from bench.accuracy._evaluate import unpack
 from bench.accuracy._methods import ALONE, BY_NAME
-from bench.accuracy._study import Line, Protocol
+from bench.accuracy._study import OLD, Line, Protocol
 
 RESAMPLES = 1000  # a report has a thousand differences
 
@@ -77,7 +77,7 @@ def read(folder: Path) -> list[Group]:
     found: dict[Protocol, list[Line]] = {}
     for line in lines:
         if line["kind"] == "run":
-            protocol = Protocol(*(line[key] for key in ("dataset", "optimizer", "epochs", "trials")))
+            protocol = Protocol(**{key.name: (OLD | line)[key.name] for key in fields(Protocol)})
             found.setdefault(protocol, []).append(line)
     groups = [group(protocol, runs) for protocol, runs in found.items()]
     return [each for each in groups if each.runs]
@@ -86,7 +86,7 @@ def read(folder: Path) -> list[Group]:
 def group(protocol: Protocol, lines: list[Line]) -> Group:
     runs: dict[str, dict[int, Line]] = {}
     failed: dict[str, int] = {}
-    for name in BY_NAME:
+    for name in in_order(line["method"] for line in lines):
         own = [line for line in lines if line["method"] == name]
         done = {line["seed"]: line for line in sorted(own, key=lambda line: line["seed"]) if "failed" not in line}
         if done:
@@ -94,6 +94,12 @@ def group(protocol: Protocol, lines: list[Line]) -> Group:
         if len(done) < len(own):
             failed[name] = len(own) - len(done)
     return Group(protocol, runs, failed)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each method once, in the order of the tables; those from outside come last, by name."""
+    found = set(names)
+    return [name for name in BY_NAME if name in found] + sorted(found - BY_NAME.keys())
 
 
 def whole_lines(path: Path) -> list[str]:

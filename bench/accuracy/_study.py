@@ -2,16 +2,15 @@
 
 import json
 import math
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-import balanced_grad as bg
 from balanced_grad.demo._cli import STEPS_IMAGES, default_epochs
 from balanced_grad.demo._data import SPLITS, Dataset
 from balanced_grad.demo._probe import probe
@@ -19,12 +18,15 @@ from balanced_grad.demo._train import BATCH
 from bench.accuracy._data import load, trusted
 from bench.accuracy._evaluate import accuracies, evaluate, shapley_loss
 from bench.accuracy._generated import TASKS
-from bench.accuracy._methods import BY_NAME, Method, Settings
+from bench.accuracy._methods import Method, Settings
+from bench.accuracy._origin import origin
+from bench.accuracy._own import find
 from bench.accuracy._timing import time_beside_joint
 from bench.accuracy._train import DivergedError, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-TUNING_SEED = 1_000_000  # of no run
+TUNING_SEED = 1_000_000  # of no run; further ones follow it
+OLD = {"tuning_seed": 0, "tuning_seeds": 1}  # of lines that do not say
 TIMED_STEPS = 60
 Line = dict[str, Any]
 
@@ -37,6 +39,7 @@ class Protocol:
     optimizer: str
     epochs: int
     trials: int
+    tuning_seeds: int = 1
 
 
 class Ledger:
@@ -50,7 +53,7 @@ class Ledger:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self.path.write_text(whole, encoding="utf-8")
-        self.lines: list[Line] = [json.loads(line) for line in whole.splitlines()]
+        self.lines: list[Line] = [OLD | json.loads(line) for line in whole.splitlines()]
 
     def find(self, **keys: Any) -> Line | None:
         """The line with these entries."""
@@ -73,19 +76,24 @@ class Study:
     ledger: Ledger
 
     @classmethod
-    def of(cls, dataset: str, optimizer: str, epochs: int | None, trials: int, results: Path) -> "Study":
+    def of(
+        cls, dataset: str, optimizer: str, epochs: int | None, trials: int, results: Path, tuning_seeds: int = 1
+    ) -> "Study":
         """Load the data; where validation is not to be trusted there is one trial, of the defaults."""
         data = load(dataset)
-        protocol = Protocol(data.name, optimizer, epochs or budget(data), trials if trusted(dataset) else 1)
+        trials = trials if trusted(dataset) else 1
+        tuning_seeds = tuning_seeds if trials > 1 else 1
+        protocol = Protocol(data.name, optimizer, epochs or budget(data), trials, tuning_seeds)
         return cls(data, protocol, Ledger(results, data.name))
 
     def jobs(self, methods: list[str], seeds: int) -> Iterator[tuple[str, Callable[[Callable[[], object]], Line]]]:
         """What is still to do, as descriptions and calls that take a tick; a method's trials come first."""
         for name in methods:
-            method = BY_NAME[name]
-            for trial in range(self.protocol.trials if self.protocol.trials > 1 else 0):
-                if not self._found("trial", method, trial=trial):
-                    yield f"{name}, trial {trial}", lambda tick, m=method, t=trial: self.trial(m, t, tick)
+            method, tuned = find(name), self.protocol.trials > 1
+            for trial, seed in product(range(self.protocol.trials), range(self.protocol.tuning_seeds * tuned)):
+                if not self._found("trial", method, trial=trial, tuning_seed=seed):
+                    what = f"{name}, trial {trial}" + f" on seed {seed}" * (self.protocol.tuning_seeds > 1)
+                    yield what, lambda tick, m=method, t=trial, s=seed: self.trial(m, t, tick, s)
             for seed in range(seeds):
                 if not self._found("run", method, seed=seed):
                     yield f"{name}, seed {seed}", lambda tick, m=method, s=seed: self.run(m, s, tick)
@@ -93,27 +101,31 @@ class Study:
     def _found(self, kind: str, method: Method, **keys: int) -> Line | None:
         protocol = asdict(self.protocol)
         if kind == "trial":
-            del protocol["trials"]  # trial 3 of 4 is trial 3 of 8
+            del protocol["trials"], protocol["tuning_seeds"]  # trial 3 of 4 is trial 3 of 8
         return self.ledger.find(kind=kind, method=method.name, **protocol, **keys)
 
-    def trial(self, method: Method, trial: int, tick: Callable[[], object]) -> Line:
-        """Train with the settings of a trial, on the seed of the trials, and note the validation score."""
+    def trial(self, method: Method, trial: int, tick: Callable[[], object], tuning_seed: int = 0) -> Line:
+        """Train with the settings of a trial, on a seed of the trials, and note the validation score."""
         settings = method.settings(self.protocol.optimizer, trial)
-        found = self._line("trial", method, trial=trial, settings=settings)
+        found = self._line("trial", method, trial=trial, tuning_seed=tuning_seed, settings=settings)
         try:
-            found["score"] = self._train(method, settings, TUNING_SEED, tick).score
+            found["score"] = self._train(method, settings, TUNING_SEED + tuning_seed, tick).score
         except DivergedError:
             found["score"] = None
         return self.ledger.add(found)
 
     def chosen(self, method: Method) -> Settings:
-        """The settings of the trial with the best validation score."""
+        """The settings of the trial with the best validation score, the mean over the seeds of the trials."""
         default = method.settings(self.protocol.optimizer, 0)
         if self.protocol.trials == 1:
             return default
-        lines = [self._found("trial", method, trial=trial) for trial in range(self.protocol.trials)]
-        good = [line for line in lines if line and line["score"] is not None]
-        return max(good, key=lambda line: tuple(line["score"]))["settings"] if good else default
+        scores = {}
+        for trial in range(self.protocol.trials):
+            seeds = range(self.protocol.tuning_seeds)
+            lines = [self._found("trial", method, trial=trial, tuning_seed=seed) for seed in seeds]
+            if all(line and line["score"] is not None for line in lines):
+                scores[trial] = tuple(np.mean([line["score"] for line in lines], axis=0)), lines[0]["settings"]
+        return max(scores.values(), key=lambda found: found[0])[1] if scores else default
 
     def run(self, method: Method, seed: int, tick: Callable[[], object]) -> Line:
         """Train with the chosen settings and measure everything."""
@@ -144,7 +156,7 @@ class Study:
             "title": self.data.title,
             "items": {split: len(getattr(self.data, split)) for split in SPLITS},
             "modalities": list(self.data.shapes),
-            "versions": {"balanced-grad": bg.__version__, "torch": torch.__version__, "machine": platform.machine()},
+            **origin(),
             "date": datetime.now(UTC).date().isoformat(),
         }
         return {"kind": kind, "method": method.name, **asdict(self.protocol), **entries, **about}
