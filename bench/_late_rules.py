@@ -7,7 +7,7 @@ from torch.nn.functional import one_hot, softplus
 
 from balanced_grad.evidence import reduced_dempster
 
-STEPS, RATE, ANNEALING = 300, 0.01, 50
+STEPS, BATCH, RATE, ANNEALING = 300, 256, 0.01, 50
 
 
 def mean_of_heads(logits: dict[str, Tensor]) -> Tensor:
@@ -31,7 +31,7 @@ class EvidenceHeads(nn.Module):
     without the evidence for the true class; summed over the modalities and the fusion.
 
     Source: Han et al., "Trusted Multi-View Classification" (TMC, ICLR 2021). Heads on encoders that are trained already
-    and stay as they are, in full batches, are ours.
+    and stay as they are are ours.
     """
 
     def __init__(self, features: dict[str, Tensor], classes: int) -> None:
@@ -52,11 +52,12 @@ class EvidenceHeads(nn.Module):
         """Train on training items."""
         optimizer = torch.optim.Adam(self.parameters(), lr=RATE)
         for step in range(STEPS):
-            evidence = self.evidence(features)
+            rows = torch.randint(len(labels), (min(BATCH, len(labels)),))
+            evidence = self.evidence({name: z[rows] for name, z in features.items()})
             opinion = reduced_dempster(evidence)
             fused = opinion.belief * (evidence.shape[-1] / opinion.uncertainty)[:, None]  # e_k = b_k S, S = K / u
             every = torch.cat([evidence, fused[:, None]], 1)
-            loss = evidential_loss(every, labels, min(1.0, step / ANNEALING)).mean(0).sum()
+            loss = evidential_loss(every, labels[rows], min(1.0, step / ANNEALING)).mean(0).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -157,7 +157,13 @@ def show(name, results):
         count, accuracy, *rest = zip(*(found[row] for found, _ in results), strict=True)
         error = f" ± {stdev(accuracy) / math.sqrt(len(results)):.1f}" if len(results) > 1 else ""
         auroc, auprc, nll = map(mean, rest)
-        lines[row] = [f"{mean(count):.0f}", f"{mean(accuracy):.1f}{error}", f"{auroc:.1f}", f"{auprc:.1f}", f"{nll:.3f}"]
+        lines[row] = [
+            f"{mean(count):.0f}",
+            f"{mean(accuracy):.1f}{error}",
+            f"{auroc:.1f}",
+            f"{auprc:.1f}",
+            f"{nll:.3f}",
+        ]
     print(markdown.markdown("", ["parameters", "accuracy", "AUROC", "AUPRC", "NLL"], lines))
     lines = {
         "product" if expert == "joint" else expert: [
