@@ -21,14 +21,14 @@ def by_energy(logits: dict[str, Tensor]) -> Tensor:
     Source: the late fusion of Zhang et al., "Provable Dynamic Fusion for Low-Quality Multimodal Data" (QMF, ICML 2023),
     as in its released code; without its loss in training, which ranks the weights by how well items are learnt.
     """
-    return sum(s * s.logsumexp(1, keepdim=True) / 10 for s in logits.values())
+    return torch.stack([s * s.logsumexp(1, keepdim=True) / 10 for s in logits.values()]).sum(0)
 
 
 class EvidenceHeads(nn.Module):
     """A linear head per modality whose softplus is evidence for the classes, fused by the reduced Dempster rule.
 
-    Loss: the expected cross-entropy under the Dirichlet of ``α = e + 1`` and, annealed, its divergence from the flat one
-    without the evidence for the true class; summed over the modalities and the fusion.
+    Loss: the expected cross-entropy under the Dirichlet of ``α = e + 1`` and, annealed, its divergence from the flat
+    one without the evidence for the true class; summed over the modalities and the fusion.
 
     Source: Han et al., "Trusted Multi-View Classification" (TMC, ICLR 2021). Heads on encoders that are trained already
     and stay as they are are ours.

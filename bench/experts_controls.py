@@ -3,8 +3,8 @@
     BALANCED_GRAD_DATA=DIR python -m bench.experts_controls
     python -m bench.experts_controls --datasets both leaf --seeds 1
 
-Tasks, networks and recipe of ``bench.experts`` and ``bench.experts_toy``: every expert alone, then all of a row together
-at a tenth of the rate, each stage ended by its validation loss. Rows:
+Tasks, networks and recipe of ``bench.experts`` and ``bench.experts_toy``: every expert alone, then all of a row
+together at a tenth of the rate, each stage ended by its validation loss. Rows:
 
     best single        the expert of one modality with the best validation loss
     intra              the product of the experts of single modalities

@@ -60,7 +60,8 @@ def expert_entropies(
 def _entropies(task: Task, output: Tensor) -> Tensor:
     """Of each item of a classification, or of each entry, from what ``pool`` takes and gives."""
     if task == "classification":
-        return torch.special.entr(output.exp()).sum(-1)
+        terms: Tensor = torch.special.entr(output.exp())
+        return terms.sum(-1)
     if task == "multilabel":
         return softplus(output) - output * output.sigmoid()
     _, log_variance = output.chunk(2, -1)

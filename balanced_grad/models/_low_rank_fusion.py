@@ -64,7 +64,8 @@ class LowRankFusion(nn.Module):
             torch.einsum("...d,rod->...ro", h, factor[..., :-1]) + factor[..., -1]
             for h, factor in zip(features, self.factors, strict=True)
         )
-        return reduce(torch.mul, terms).sum(-2)
+        product: Tensor = reduce(torch.mul, terms)
+        return product.sum(-2)
 
     def extra_repr(self) -> str:
         """Settings."""
