@@ -59,7 +59,9 @@ class Task:
         return self
 
     def train(self, experts, seed, **options):
-        product = ProductOfExperts(experts)
+        return self.fit(ProductOfExperts(experts), seed, **options)
+
+    def fit(self, product, seed, **options):
         batches = Shuffled(*self.splits["train"], batch=self.batch, seed=seed)
         train_experts(product, batches, [self.splits["val"]], **{**self.recipe, **options})
         return product
