@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from balanced_grad.models import Bernoulli, CrossModalVI
 from bench import _markdown as markdown
+from bench._boltzmann import Boltzmann
 
 LEFT, RIGHT = "left", "right"
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -63,6 +64,9 @@ class Model:
 
 MODELS = [
     Model("ML (PCD)", steps=10, kind="ml"),
+    Model("VI by CD-PercLoss", steps=10, kind="perception"),
+    Model("hybrid of VI and ML, K=5", steps=5, kind="hybrid", reveal=0.1),
+    Model("entries, K=5", steps=5, kind="entries", reveal=0.0),
     Model("auto-encoder, zero fill", kind="autoencoder", reveal=0.0, start="zero"),
     Model("denoising auto-encoder, zero fill", kind="predict-all", reveal=0.0, start="zero"),
     Model("predict both, K=5", steps=5, kind="predict-all"),
@@ -109,49 +113,30 @@ def train(model, data, seed):
     )
     vi.fit_biases(halves)
     order = torch.Generator().manual_seed(seed)
-    if model.kind == "ml":
-        maximum_likelihood(vi, halves, data.ml_epochs, order)
-        return vi
-    optimizer = torch.optim.Adam(vi.parameters(), lr=2e-3)
-    batches = -(-data.train // 100)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=data.epochs * batches)
-    for _ in tqdm(range(data.epochs), desc=f"{model.name} {seed}", leave=False, disable=None):
+    machine = Boltzmann(vi, order)
+    epochs, rate = (data.ml_epochs, None) if model.kind == "ml" else (data.epochs, 2e-3)
+    optimizer = torch.optim.Adam(vi.parameters(), lr=rate) if rate else torch.optim.SGD(vi.parameters(), 0.05, 0.5)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * -(-data.train // 100))
+    for _ in tqdm(range(epochs), desc=f"{model.name} {seed}", leave=False, disable=None):
         for rows in torch.randperm(data.train, generator=order).split(100):
-            batch = {name: x[rows] for name, x in halves.items()}
-            losses = vi.objective(
-                batch, kind=model.kind, reveal=model.reveal, sparsity=0.1, reduction="sum", generator=order
-            ).losses
-            sum(losses.values()).backward()
+            loss(vi, machine, model, {name: x[rows] for name, x in halves.items()}, order).backward()
             optimizer.step()
             optimizer.zero_grad()
             decay.step()
     return vi
 
 
-def maximum_likelihood(vi, halves, epochs, order):
-    """The same network as a restricted Boltzmann machine: persistent contrastive divergence on the joint."""
-    left, right = vi.branches
-    optimizer = torch.optim.SGD(vi.parameters(), lr=0.05, momentum=0.5)
-    size = len(halves[LEFT])
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * -(-size // 100))
-    chains = [torch.bernoulli(x[:100], generator=order) for x in halves.values()]
-
-    def drive(x, z):
-        return left.drive(x) + right.drive(z) + vi.bias
-
-    def free_energy(x, z):
-        visible = x @ left.bias + z @ right.bias
-        return -(visible + torch.nn.functional.softplus(drive(x, z)).sum(1)).mean()
-
-    for _ in tqdm(range(epochs), desc="ML", leave=False, disable=None):
-        for rows in torch.randperm(size, generator=order).split(100):
-            with torch.no_grad():
-                hidden = torch.bernoulli(drive(*chains).sigmoid(), generator=order)
-                chains = [torch.bernoulli(b.features(hidden).sigmoid(), generator=order) for b in vi.branches]
-            (free_energy(*(x[rows] for x in halves.values())) - free_energy(*chains)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            decay.step()
+def loss(vi, machine, model, batch, order):
+    """Of one mini-batch, in nats per image."""
+    visible = torch.cat([*batch.values()], 1)
+    if model.kind == "ml":
+        return machine.likelihood_loss(visible)
+    if model.kind == "perception":
+        return machine.perception_loss(visible)
+    kind = "vi" if model.kind == "hybrid" else model.kind
+    losses = vi.objective(batch, kind=kind, reveal=model.reveal, sparsity=0.1, reduction="sum", generator=order).losses
+    prediction = sum(losses.values())
+    return (prediction + machine.likelihood_loss(visible)) / 2 if model.kind == "hybrid" else prediction
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ TUNED = {"multimodal": (0.632, 0.686), "unimodal": (0.521, 0.607)}  # before and
 def mirflickr(seed):
     root = os.environ.get("BALANCED_GRAD_DATA")
     if not root:
-        raise SystemExit("set BALANCED_GRAD_DATA to the folder that holds mirflickr/; load_mirflickr says what is in it")
+        raise SystemExit(
+            "set BALANCED_GRAD_DATA to the folder that holds mirflickr/; load_mirflickr says what is in it"
+        )
     return load_mirflickr(Path(root) / "mirflickr", seed)
 
 
@@ -58,7 +60,9 @@ def tables(rows):
     print(markdown.row(bounds, "", spread(of(bounds, "all", "multimodal")), "", spread(of(bounds, "all", "unimodal"))))
     print(markdown.row("order by chance", *[spread(of(bounds, "all", "chance"))] * 4))
 
-    print("\n" + markdown.header("after fine-tuning", "multimodal, cosine", "unimodal, cosine", "tags given image, nats"))
+    print(
+        "\n" + markdown.header("after fine-tuning", "multimodal, cosine", "unimodal, cosine", "tags given image, nats")
+    )
     for model in models:
         scores = ("multimodal, cosine", "unimodal, cosine", "nll")
         print(markdown.row(model, *(spread(of(model, last, score)) for score in scores)))

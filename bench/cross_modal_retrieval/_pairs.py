@@ -55,7 +55,12 @@ def digits(seed):
     images, digit = load_digits(return_X_y=True)
     halves = images.reshape(-1, 8, 8)
     left, right = (halves[:, :, part].reshape(-1, 32) / 16 for part in (slice(4), slice(4, None)))
-    questions = ((0, 2, 4, 6, 8), (5, 6, 7, 8, 9), (2, 3, 5, 7), (0, 6, 8, 9))  # even, at least five, prime, with a loop
+    questions = (
+        (0, 2, 4, 6, 8),
+        (5, 6, 7, 8, 9),
+        (2, 3, 5, 7),
+        (0, 6, 8, 9),
+    )  # even, at least five, prime, with a loop
     labels = np.stack([np.isin(digit, yes) for yes in questions], 1)
     train, test = parted(len(digit), seed)
     return Pairs(left.astype(np.float32), (right >= 0.5).astype(np.float32), labels, train, test, train)
