@@ -1,5 +1,7 @@
 """A deep network of one modality whose weights go both ways, and the shared layer over several of them."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -21,7 +23,7 @@ class Path(nn.Module):
     def __init__(self, likelihood, widths):
         super().__init__()
         self.likelihood, self.widths = likelihood, widths
-        self.weights = nn.ParameterList(torch.empty(n, m) for m, n in zip(widths, widths[1:], strict=False))
+        self.weights = nn.ParameterList(torch.empty(n, m) for m, n in pairwise(widths))
         for weight in self.weights:
             nn.init.xavier_uniform_(weight)
         self.up_biases = nn.ParameterList(torch.zeros(n) for n in widths[1:])  # of layers 1 ..

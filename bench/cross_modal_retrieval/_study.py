@@ -22,10 +22,10 @@ class Size:
     layer: int = 64
     hidden: int = 128
     pretrain: int = 15
-    stage: int = 12
+    stage: int = 10
 
 
-SIZES = {"movies": Size(), "digits": Size(pretrain=30, stage=30), "mirflickr": Size(1024, 2048, 200, 200)}
+SIZES = {"movies": Size(), "digits": Size(pretrain=20, stage=20), "mirflickr": Size(1024, 2048, 200, 200)}
 
 
 def study(pairs, seed, size, models=None):
