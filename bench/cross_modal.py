@@ -103,7 +103,7 @@ def mnist(seed):
 DATA = {"digits": digits, "mnist": mnist}
 
 
-def train(model, data, seed):
+def train(model, data, seed, rate=2e-3):
     torch.manual_seed(seed)
     images = data.images[: data.train]
     halves = data.halves(images)
@@ -116,8 +116,10 @@ def train(model, data, seed):
     vi.fit_biases(halves)
     order = torch.Generator().manual_seed(seed)
     machine = Boltzmann(vi, order)
-    epochs, rate = (data.ml_epochs, None) if model.kind == "ml" else (data.epochs, 2e-3)
-    optimizer = torch.optim.Adam(vi.parameters(), lr=rate) if rate else torch.optim.SGD(vi.parameters(), 0.05, 0.5)
+    if model.kind == "ml":
+        epochs, optimizer = data.ml_epochs, torch.optim.SGD(vi.parameters(), lr=0.05, momentum=0.5)
+    else:
+        epochs, optimizer = data.epochs, torch.optim.Adam(vi.parameters(), lr=rate)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * -(-data.train // 100))
     for _ in tqdm(range(epochs), desc=f"{model.name} {seed}", leave=False, disable=None):
         for rows in torch.randperm(data.train, generator=order).split(100):
@@ -169,17 +171,17 @@ def svc(c):
     return LinearSVC(C=c, dual=False, tol=1e-3, max_iter=2000)
 
 
-def run(name, model, seed, epochs, out, done):
+def run(name, model, seed, options, done):
     """Train once, test with every number of steps asked for."""
     tests = {model.name: model.steps} | {f"{model.name}, tested with K={k}": k for k in model.test_steps}
     if all((name, label, seed) in done for label in tests):
         return
     data = DATA[name](seed)
-    vi = train(model, replace(data, epochs=epochs or data.epochs), seed)
+    vi = train(model, replace(data, epochs=options.epochs or data.epochs), seed, options.rate)
     for label, steps in tests.items():
         row = {"data": name, "model": label, "seed": seed, **evaluate(vi, data, steps)}
         done[name, label, seed] = row
-        with out.open("a") as file:
+        with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -228,6 +230,7 @@ def main():
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="of all but ML (PCD); default: 200 for digits, 20 for mnist")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, of all but ML (PCD)")
     parser.add_argument("--models", nargs="+", choices=[m.name for m in MODELS])
     parser.add_argument("--out", type=Path, default=Path("cross-modal.jsonl"))
     parser.add_argument("--figure", type=Path, help="write the picture of filled-in digits instead")
@@ -241,7 +244,7 @@ def main():
     for seed in range(options.seeds):
         for model in MODELS:
             if not options.models or model.name in options.models:
-                run(options.data, model, seed, options.epochs, options.out, done)
+                run(options.data, model, seed, options, done)
     table(options.data, done)
 
 
