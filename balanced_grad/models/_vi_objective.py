@@ -74,7 +74,7 @@ def plan(kind: Kind, batch: Batch, generator: torch.Generator | None) -> list[Ru
     if not batch.inputs:
         return []
     if kind in ("autoencoder", "entries"):
-        visible = known if kind == "autoencoder" else dict.fromkeys(known, False)
+        visible: dict[str, Known] = known if kind == "autoencoder" else dict.fromkeys(known, False)
         return [Run(kind, visible, {name: flag for name, flag in known.items() if flag is not False})]
     if kind == "subsets":
         visible = _random_subset(batch, generator)
