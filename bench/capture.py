@@ -16,7 +16,7 @@ import torch
 import balanced_grad as bg
 from balanced_grad.evidence import StepVariance
 from bench._interleaved import ratios
-from bench._markdown import header, row
+from bench._markdown import markdown
 from bench._models import ENCODERS, Model
 
 try:
@@ -95,11 +95,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*batching rule.*")  # torchjd's vmap over attention
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, batch {arguments.batch}")
     names = list(variants(Model("mlp", 1)))
-    print(header("encoders", "M", *names))
+    rows = {}
     for kind in arguments.encoders:
         for modalities in arguments.modalities:
             ratios = measure(kind, modalities, arguments.batch, arguments.rounds, arguments.device)
-            print(row(kind, modalities, *(f"{ratios[name]:.2f}" for name in names)), flush=True)
+            rows[f"{kind}, M={modalities}"] = [f"{ratios[name]:.2f}" for name in names]
+    print(markdown("encoders", names, rows))
 
 
 if __name__ == "__main__":

@@ -157,10 +157,11 @@ def table(data, done):
             rows.setdefault(method, []).append(row)
     rows["a constant"] = [constant(data)]
     columns = dict.fromkeys(key for runs in rows.values() for key in runs[0] if key not in ("data", "method", "seed"))
-    print("\n" + markdown.header(name, *columns))
-    for method, runs in rows.items():
-        cells = [spread([run[c] for run in runs if c in run], 2 if c.startswith("nll") else 1) for c in columns]
-        print(markdown.row(method, *cells))
+    cells = {
+        method: [spread([run[c] for run in runs if c in run], 2 if c.startswith("nll") else 1) for c in columns]
+        for method, runs in rows.items()
+    }
+    print("\n" + markdown.markdown(name, columns, cells))
 
 
 def spread(values, digits):

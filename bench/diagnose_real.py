@@ -71,16 +71,16 @@ def main():
     else:
         data = load_folder(Path(os.environ["BALANCED_GRAD_DATA"]), args.dataset)
     alone = trained(data, ALONE, args.seed, args.steps)
-    print(header("trained with", "modality", "verdict", "share, %", "moved, %", "encoder beside one alone", "points"))
+    print(header("trained with", "modality", "verdict", "share, %", "moved, %", "encoder beside one alone, points"))
     summaries = []
     for method in METHODS:
         model = trained(data, method, args.seed, args.steps)
         report = diagnosed(model, alone, data, draws=args.draws, seed=args.seed, progress=False)
         for name, each in report.contributions.items():
             probe = report.probes[name]
-            points = f"{probe.points.value:+.1f} [{probe.points.low:+.1f}, {probe.points.high:+.1f}]"
+            beside = f"{probe.verdict}, {probe.points.value:+.1f} [{probe.points.low:+.1f}, {probe.points.high:+.1f}]"
             moved = f"{100 * each.moved:.0f}"
-            print(row(method.name, name, each.verdict, percent(each.share), moved, probe.verdict, points), flush=True)
+            print(row(method.name, name, each.verdict, percent(each.share), moved, beside), flush=True)
         gap, left = report.additive.points, report.robustness
         summaries.append(
             row(

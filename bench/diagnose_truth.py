@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import balanced_grad as bg
-from bench._markdown import header, row
+from bench._markdown import header, markdown, row
 
 NAMES = ("a", "b", "noise")
 NOTHING = {"ignored", "barely used"}
@@ -147,9 +147,11 @@ def main():
                 told = ", ".join(f"{word} {times}" for word, times in words.most_common())
                 print(row(task, reader, name, " or ".join(sorted(good)), count, told), flush=True)
     kinds = list(next(iter(table.values())))
-    print("\n" + header("coverage of 95 % intervals", *kinds))
-    for (task, reader), hits in table.items():
-        print(row(f"{task}, {reader}", *(f"{100 * sum(x) / len(x):.0f} %" if x else "exact" for x in hits.values())))
+    rows = {
+        f"{task}, {reader}": [f"{100 * sum(x) / len(x):.0f} %" if x else "exact" for x in hits.values()]
+        for (task, reader), hits in table.items()
+    }
+    print("\n" + markdown("coverage of 95 % intervals", kinds, rows))
 
 
 if __name__ == "__main__":

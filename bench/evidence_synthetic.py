@@ -97,12 +97,12 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = measure(arguments.seeds)
-    print(header("items", "method", *(f"ratio {ratio:g}" for ratio in RATIOS)))
+    print(header("method; items in a batch", *(f"ratio {ratio:g}" for ratio in RATIOS)))
     for items in ITEMS:
         for name in METHODS:
             cells = (f"{results[items, name, ratio]:.3f}" for ratio in RATIOS)
-            print(row(items, name, *cells))
-    print(row("", "bound", *(f"{bound(ratio):.3f}" for ratio in RATIOS)))
+            print(row(f"{name}; {items} items", *cells))
+    print(row("bound", *(f"{bound(ratio):.3f}" for ratio in RATIOS)))
     if arguments.plot:
         plot(results, arguments.plot)
 

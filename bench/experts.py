@@ -148,8 +148,8 @@ def load(name, epochs):
 def table(results):
     """Means over seeds, of accuracy with the deviation; as trained, then with a temperature, then with exponents."""
     print(f"\n{results[0]['name']}: {len(results)} seeds\n")
-    tempered = ("NLL, temperature", "ECE")
-    print(markdown.header("row", "accuracy", "NLL", "ECE", *tempered, "accuracy, weights", "NLL", "ECE"))
+    scores = ("NLL / ECE, temperature", "accuracy, weights", "NLL / ECE, weights")
+    print(markdown.header("row", "accuracy", "NLL / ECE", *scores))
     for row in results[0]["rows"]:
         if row.endswith((", temperature", ", weights")):
             continue
@@ -158,7 +158,7 @@ def table(results):
             accuracy, nll, error = zip(*(r["rows"][row + kind] for r in results), strict=True)
             spread = statistics.stdev(accuracy) if len(results) > 1 else 0.0
             cells += [f"{statistics.mean(accuracy):.1f} ± {spread:.1f}"] * (kind != ", temperature")
-            cells += [f"{statistics.mean(nll):.3f}", f"{statistics.mean(error):.1f}"]
+            cells += [f"{statistics.mean(nll):.3f} / {statistics.mean(error):.1f}"]
         print(markdown.row(row, *cells))
     print("\n" + markdown.header("row", "exponents fitted"))
     for row, first in results[0]["exponents"].items():

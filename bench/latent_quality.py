@@ -147,14 +147,15 @@ def verdicts(arguments):
             gap = paired_gap(first[:runs, :JUDGED], second[:runs, :JUDGED])
             found.append((gap, float(true[:runs].mean()), recipes[-1]))
     spread = f"{statistics.mean(recipes):+.4f} ({min(recipes):+.4f} to {max(recipes):+.4f})"
-    columns = ["b", "true gap of the recipe, nats", "training seeds", "helps", "hurts", "inconclusive"]
-    columns += [f"{what} {whose}" for whose in ("these runs", "the recipe") for what in ("false verdicts on", "covers")]
-    print(markdown.header(*columns))
+    columns = ["true gap of the recipe, nats", "training seeds", "helps / hurts / inconclusive"]
+    columns += [f"false / covers, {whose}" for whose in ("these runs", "the recipe")]
+    print(markdown.header("b", *columns))
     for runs, found in outcomes.items():
         names = [gap.verdict for gap, _, _ in found]
-        cells = [names.count(verdict) for verdict in ("helps", "hurts", "inconclusive")]
+        cells = [" / ".join(str(names.count(verdict)) for verdict in ("helps", "hurts", "inconclusive"))]
         for truth in (1, 2):
-            cells += [sum(false(x[0], x[truth]) for x in found), sum(x[0].low <= x[truth] <= x[0].high for x in found)]
+            covers = sum(x[0].low <= x[truth] <= x[0].high for x in found)
+            cells.append(f"{sum(false(x[0], x[truth]) for x in found)} / {covers}")
         print(markdown.row(arguments.scenario, spread, runs, *cells))
 
 

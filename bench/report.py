@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench._markdown import header, row
+from bench._markdown import header, narrow, row
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
@@ -46,14 +46,14 @@ def run_pytest(path: str) -> list[dict]:
 
 
 def wide_table(records: list[dict], first: str, column, value) -> str:
-    """One row per way, one column per case, in the order in which they ran."""
+    """One row per way, one column per case, in the order in which they ran; cut where it is too wide."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     columns: dict[str, None] = {}
     for record in records:
         columns[column(record)] = None
         rows[record["params"].get("way") or record["params"]["name"]][column(record)] = value(record)
     lines = [row(way, *(cells.get(c, "") for c in columns)) for way, cells in rows.items()]
-    return "\n".join([header(first, *columns), *lines])
+    return narrow("\n".join([header(first, *columns), *lines]))
 
 
 def capture() -> str:

@@ -3,10 +3,11 @@ import importlib
 import pytest
 
 import balanced_grad as bg
-from balanced_grad import evidence, modulation
+from balanced_grad import evidence, labels, modulation
 
 HOMES = [
     ("methods", "BOGC", evidence),
+    ("methods", "Task", labels),
     *(("methods", name, modulation) for name in ("AGM", "DGL", "MLB", "OGM", "TaskScores", "score", "scores")),
     ("optim", "ModalityGroups", modulation),
 ]

@@ -21,6 +21,7 @@ from balanced_grad.diagnosis._progress import Progress
 from balanced_grad.diagnosis._report import AdditiveGap, Diagnosis, SubsetRisk
 from balanced_grad.diagnosis._robustness import have_heads, hits_of_heads, robustness
 from balanced_grad.diagnosis._scores import Array
+from balanced_grad.diagnosis._signals import TrainingSignals
 from balanced_grad.diagnosis._subsets import Game
 from balanced_grad.intervals import check_interval
 from balanced_grad.labels import Task
@@ -38,6 +39,7 @@ def diagnose(
     additive_items: int = 251,
     encoders: Mapping[str, nn.Module] | None = None,
     reference: Reference = "raw",
+    signals: TrainingSignals | None = None,
     predict: Predict | None = None,
     labels: str = "labels",
     unpack: Unpack | None = None,
@@ -78,6 +80,7 @@ def diagnose(
         encoders: modality -> module of the model, to be probed too, against a reference: see ``probe_encoders``, which
             has more options. Needs scikit-learn. Default: no probes.
         reference: of the probes: ``"raw"`` inputs (default), or modality -> an encoder that was trained alone.
+        signals: what ``training_signals`` found, to stand in the report. Default: none.
         predict: function from inputs by name to logits, for a model that is called otherwise.
         labels: key of the labels in batches that are one mapping.
         unpack: function from a batch to ``({name: x}, labels)``, for batches of another form.
@@ -109,6 +112,8 @@ def diagnose(
         (0.0, 0.0)
     """
     check_choice("task", task, Task)
+    if not isinstance(signals, TrainingSignals | None):
+        raise TypeError(f"signals={signals!r}: give what balanced_grad.diagnosis.training_signals returns")
     check_interval(confidence, 0.0, resamples)
     _check_counts(draws, additive_items)
     items = gather(loader, modalities, labels, unpack, task)
@@ -148,7 +153,7 @@ def diagnose(
         "resamples": resamples,
         "seed": seed,
     }
-    return replace(_report(game, wanted, orders, gap, heads, chances, settings), probes=probes)
+    return replace(_report(game, wanted, orders, gap, heads, chances, settings), probes=probes, signals=signals)
 
 
 def _report(

@@ -10,6 +10,7 @@ from balanced_grad.diagnosis._contribution import Contribution, Verdict
 from balanced_grad.diagnosis._estimates import Estimate, plain
 from balanced_grad.diagnosis._probes import EncoderProbe
 from balanced_grad.diagnosis._robustness import Robustness
+from balanced_grad.diagnosis._signals import TrainingSignals
 from balanced_grad.diagnosis._text import text
 from balanced_grad.subsets import Subset, in_order, label
 
@@ -67,6 +68,7 @@ class Diagnosis:
         robustness: what is left where modalities are missing.
         settings: numbers of items and passes, and the options of the call.
         probes: modality -> its ``EncoderProbe``; None without ``encoders=``.
+        signals: the ``TrainingSignals`` that were given; or None.
     """
 
     modalities: Subset
@@ -76,6 +78,7 @@ class Diagnosis:
     robustness: Robustness
     settings: Mapping[str, Any]
     probes: Mapping[str, EncoderProbe] | None = None
+    signals: TrainingSignals | None = None
 
     def __getitem__(self, modality: str) -> Contribution:
         return self.contributions[in_order(self.modalities, [modality])[0]]
@@ -101,6 +104,7 @@ class Diagnosis:
             "additive": plain(self.additive),
             "robustness": plain(self.robustness),
             "probes": self.probes and plain(dict(self.probes)),
+            "signals": plain(self.signals),
         }
 
     def to_frame(self) -> Any:

@@ -12,7 +12,7 @@ from balanced_grad.capture import JOINT
 from balanced_grad.diagnosis._advice import advice
 from balanced_grad.diagnosis._estimates import Estimate, plain
 from balanced_grad.diagnosis._gradients import Batch, measured
-from balanced_grad.diagnosis._text import cell, number, short, table, wrapped
+from balanced_grad.diagnosis._text import cell, laid_out, number, short
 from balanced_grad.running import evaluating, keeping_random_state
 
 Mapped = Mapping[str, Tensor | None]
@@ -69,7 +69,8 @@ class TrainingSignals:
         out["cosines"] = {", ".join(pair): value for pair, value in self.cosines.items()}
         return out
 
-    def __str__(self) -> str:
+    def blocks(self) -> list[str | list[list[str]]]:
+        """Paragraphs, and tables as rows of cells, of what ``print`` shows."""
         rows = [["loss", "level", "slope", "shared, %", "own, %", "encoder, %", "held-out less training"]]
         for name, each in self.losses.items():
             shares = [_percent(share) for share in (each.shared, each.own, each.encoder)]
@@ -77,8 +78,10 @@ class TrainingSignals:
             rows.append([short(name), number(each.level), number(each.slope, sign="+"), *shares, overfit])
         pairs = [["cosine of", "and", "mean"]]
         pairs += [[short(a), short(b), f"{value:+.2f}"] for (a, b), value in self.cosines.items()]
-        blocks = [f"training signals of {self.batches} batches", table(rows), *([table(pairs)] if pairs[1:] else [])]
-        return "\n\n".join([*blocks, *map(wrapped, self.advice)])
+        return [f"Training signals of {self.batches} batches.", rows, *([pairs] if pairs[1:] else []), *self.advice]
+
+    def __str__(self) -> str:
+        return laid_out(self.blocks())
 
 
 def training_signals(

@@ -18,12 +18,18 @@ FEW = 16  # subsets that are all shown
 
 def text(report: "Diagnosis") -> str:
     """What was done, the verdicts, the numbers they rest on."""
-    return "\n\n".join(wrapped(part) if isinstance(part, str) else table(part) for part in blocks(report))
+    return laid_out(blocks(report))
+
+
+def laid_out(parts: Iterable[str | Sequence[Sequence[str]]]) -> str:
+    """Paragraphs, and tables of cells, below each other."""
+    return "\n\n".join(wrapped(part) if isinstance(part, str) else table(part) for part in parts)
 
 
 def blocks(report: "Diagnosis") -> list[str | list[list[str]]]:
     """Paragraphs, and tables as rows of cells."""
-    return [headline(report), *_tables(report), sentence(report)]
+    signals = [] if report.signals is None else report.signals.blocks()
+    return [headline(report), *_tables(report), sentence(report), *signals]
 
 
 def headline(report: "Diagnosis") -> str:

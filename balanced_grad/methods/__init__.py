@@ -15,5 +15,7 @@ __all__ = ["MIMO", "Alternate", "EqualNorms", "Gramian", "MMPareto", "MinNorm", 
 
 _MODULATION = ("AGM", "DGL", "MLB", "OGM", "TaskScores", "score", "scores")
 __getattr__ = moved(
-    __name__, {"BOGC": "balanced_grad.evidence"} | dict.fromkeys(_MODULATION, "balanced_grad.modulation")
+    __name__,
+    {"BOGC": "balanced_grad.evidence", "Task": "balanced_grad.labels"}
+    | dict.fromkeys(_MODULATION, "balanced_grad.modulation"),
 )

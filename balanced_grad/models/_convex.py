@@ -12,6 +12,7 @@ from torch import Tensor
 Function = Callable[[Tensor], Tensor]
 _AIM = 1e-13  # nats above the minimum at which to stop
 _ENOUGH = 1e-8  # nats above the minimum beyond which the answer is refused
+_FLAT = 1e-8  # of a curvature of one: less is the rounding of outputs in float32, some of which are sums of others
 _STEPS = 100
 _WIDER = 8.0  # factor of a bracket's search: numbers of 1e-90 to 1e90
 
@@ -25,14 +26,14 @@ def minimise(function: Function, start: Tensor) -> Tensor:
     point = start
     for _ in range(_STEPS):
         value, slope, curvature = _model(function, point)
-        step, left = _newton(point, slope, curvature)
-        if left <= _AIM:
-            return (point + step).clamp_min(0) if left == 0 else point
+        step, left, along = _newton(point, slope, curvature)
+        if left <= _AIM and along <= _ENOUGH:
+            return (point + step).clamp_min(0) if left == along == 0 else point
         lower = _descended(function, point, step, value, slope)
-        if lower is None and left <= _ENOUGH:  # all that rounding allows
+        if lower is None and left + along <= _ENOUGH:  # all that rounding allows
             return point
         point = _by_coordinates(function, point) if lower is None else lower
-    raise RuntimeError(_failure(point.tolist(), left))
+    raise RuntimeError(_failure(point.tolist(), left + along))
 
 
 def minimise_scalar(function: Function, start: float) -> float:
@@ -66,25 +67,26 @@ def _model(function: Function, point: Tensor) -> tuple[float, Tensor, Tensor]:
     return float(value.detach()), slope.detach(), torch.stack(rows).reshape(point.shape + point.shape)
 
 
-def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, float]:
-    """Newton's step on the free coordinates, to zero on those that push against it, and the nats it promises."""
-    blocked = (slope >= 0) & (point * slope <= _AIM)  # a convex function gains no more by going to zero
+def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, float, float]:
+    """Newton's step on the free coordinates, to zero on those that push against it, and the nats it promises.
+
+    Apart from those along the ways in which the function is flat: there a step of ours is short.
+    """
+    # A convex function gains no more by going to zero, and Newton's step along the coordinate goes there.
+    blocked = (slope >= 0) & (point * slope <= _AIM) & (point * curvature.diagonal() <= slope)
     step = torch.where(blocked, -point, 0.0)
     free = (~blocked).nonzero()[:, 0]
     if not len(free):
-        return step, 0.0
+        return step, 0.0, 0.0
     scale = curvature.diagonal()[free].rsqrt()
     matrix = scale[:, None] * curvature[free][:, free] * scale
     if not matrix.isfinite().all():
-        return step, float("inf")
-    target = scale * slope[free]
-    solved, info = torch.linalg.solve_ex(
-        matrix + 1e-12 * torch.eye(len(free), dtype=matrix.dtype, device="cpu"), target
-    )
-    if info or not solved.isfinite().all() or not target @ solved >= 0:
-        return step, float("inf")
-    step[free] = -scale * solved
-    return step, 0.5 * float(target @ solved)
+        return step, float("inf"), 0.0
+    bends, ways = torch.linalg.eigh(matrix)
+    solved = (ways.T @ (scale * slope[free])) / bends.clamp_min(_FLAT).sqrt()
+    step[free] = -scale * (ways @ (solved / bends.clamp_min(_FLAT).sqrt()))
+    nats = 0.5 * solved.square()
+    return step, float(nats[bends >= _FLAT].sum()), float(nats[bends < _FLAT].sum())
 
 
 def _descended(function: Function, point: Tensor, step: Tensor, value: float, slope: Tensor) -> Tensor | None:

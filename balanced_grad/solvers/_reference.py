@@ -6,6 +6,7 @@ conditions: what a solver says of itself counts for nothing.
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ from balanced_grad.solvers._host import Answers
 from balanced_grad.solvers._problem import QuadraticProgram, factor, finish, make_problem
 from balanced_grad.solvers._result import Status
 
+_NEEDS = {"cvxpy": "cvxpy", "scipy": "scipy.optimize"}
+
 
 def solve_loop(
     G: Array, active: Mask, method: str, terms: Sequence[Tensor] | None, tol: float, slack: float
 ) -> Answers:
     """`(B, M, M)` problems one after another; `terms` as `check_terms` gives them."""
+    if method in _NEEDS:
+        import_module(_NEEDS[method])  # where it is missing, that is the answer, and no other solver's
     B, M = active.shape
     if terms is None:
         rows = [np.full((B, M), x) for x in (0.0, 0.0, 1.0)]

@@ -62,8 +62,8 @@ def command(groups: list[Group]) -> str:
         at = group.protocol
         seeds = max(len(runs) for runs in group.runs.values())
         lines.append(
-            f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} --seeds {seeds}"
-            f" --trials {at.trials} --epochs {at.epochs}"
+            f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} \\\n"
+            f"    --seeds {seeds} --trials {at.trials} --epochs {at.epochs}"
         )
     return "\n".join([*lines, "$ python -m bench.accuracy report", "```"])
 

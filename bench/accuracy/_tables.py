@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import mean
 
-from bench._markdown import header, row
+from bench._markdown import header, narrow, row
 from bench.accuracy._evaluate import RULES
 from bench.accuracy._methods import BASELINE, UNIFORM
 from bench.accuracy._statistics import Group, mean_and_deviation, number, points
@@ -14,9 +14,9 @@ Cell = Callable[[str], str]
 
 
 def table(methods: Sequence[str], columns: dict[str, Cell]) -> str:
-    """One row per method."""
+    """One row per method; several tables where there are too many columns for a page."""
     lines = [row(method, *(cell(method) for cell in columns.values())) for method in methods]
-    return "\n".join([header("method", *columns), *lines])
+    return narrow("\n".join([header("method", *columns), *lines]))
 
 
 def over_seeds(group: Group, read: Callable[[Line], float | None], sign: str = "", digits: int = 1) -> Cell:

@@ -35,10 +35,9 @@ def glance(lines: list[Line]) -> str:
                 for line in own
                 if (dataset, line["seed"]) in alone
             ]
-            cells.append(f"{mean(first):.1f}, {mean(last):.1f}" if own else "")
-            cells.append(f"{mean(gaps):+.1f}" if gaps else "")
-    columns = [f"{dataset}{what}" for dataset in sets for what in (": checkpoint, last", ": gap")]
-    return markdown("signal", columns, {name: rows[name] for name in CANDIDATES if name in rows})
+            found = [f"{mean(first):.1f}, {mean(last):.1f}"] if own else []
+            cells.append(" ".join([*found, f"({mean(gaps):+.1f})"] if gaps else found))
+    return markdown("checkpoint, last (gap)", sets, {name: rows[name] for name in CANDIDATES if name in rows})
 
 
 def details(lines: list[Line], sets: Iterable[str]) -> list[str]:

@@ -9,9 +9,9 @@ COLUMNS = {
     "subroutine ms": ("subroutine_ms", "{:z.2f}"),
     "x joint": ("x_joint", "{:z.2f}"),
     "x MIMO": ("x_mimo", "{:z.2f}"),
+    "step x joint": ("step_x_joint", "{:z.2f}"),
     "extra ms": ("extra_ms", "{:z.2f}"),
     "extra x MIMO": ("extra_x_mimo", "{:z.1f}"),
-    "step x joint": ("step_x_joint", "{:z.2f}"),
     "extra MiB": ("extra_mib", "{:z.2f}"),
 }
 KINDS = {"baseline": "", "ours": "", "package": " (released)", "loop": " (re-implemented)"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import balanced_grad as bg
 from balanced_grad.diagnosis import Estimate, training_signals
 from balanced_grad.diagnosis._advice import advice
 from balanced_grad.diagnosis._signals import LossSignal, _difference
@@ -127,3 +128,23 @@ def test_what_is_wrong_is_said():
     alone = make_batch(["audio"])
     with pytest.raises(ValueError, match=r"a batch has the losses \['audio'\], the first one \['joint'"):
         signals_of(model, [make_batch(), alone])
+
+
+def test_signals_stand_in_the_report(tmp_path):
+    model, batch = LateFusion(), make_batch()
+    signals = signals_of(model)
+
+    def fused(audio, video):
+        deep = [model.trunk(model.encoders[m](x)).tanh() for m, x in (("audio", audio), ("video", video))]
+        return model.fused(torch.cat(deep, 1))
+
+    report = bg.diagnose(fused, [batch], signals=signals, draws=2, resamples=100, additive_items=0, progress=False)
+    assert report.signals is signals
+    assert str(report).endswith(f"\n\n{signals}")
+    assert json.loads(json.dumps(report.to_dict()))["signals"]["losses"].keys() == {"joint", "audio", "video"}
+    report.save(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"Training signals of {signals.batches} batches" in page
+    assert "<td>joint</td>" in page
+    with pytest.raises(TypeError, match="signals='norms': give what"):
+        bg.diagnose(fused, [batch], signals="norms")

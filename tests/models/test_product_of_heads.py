@@ -42,6 +42,19 @@ def test_heads_that_add_nothing_leave_the_joint_one_alone():
     assert max(weights[name] for name in MODALITIES) < 0.05 * weights["joint"]
 
 
+def test_a_head_that_is_the_sum_of_the_others_up_to_rounding():
+    """One way is then flat, and the labels, which one modality tells without error, make the others nearly so."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(200, 1, generator=generator)[::2] for _ in range(2))
+    label = (a[:, 0] > 0).long()
+    heads = {"a": torch.cat([-a, a], 1), "b": torch.cat([-b, b], 1)}
+    product = ProductOfHeads(["a", "b"])
+    found = product.fit({"joint": heads["a"] + heads["b"]} | heads, label)
+    alone = nn.functional.cross_entropy(found.exponents["a"] * heads["a"], label)
+    assert found.after <= float(alone) + 1e-6
+    assert float((product({"joint": heads["a"] + heads["b"]} | heads).argmax(1) == label).float().mean()) > 0.95
+
+
 def test_infinite_shrinkage_is_a_temperature_of_the_joint_head():
     heads, label = outputs()
     product = ProductOfHeads(MODALITIES)

@@ -1,5 +1,7 @@
 """Every method against cvxpy, against brute force, and against each other."""
 
+import sys
+
 import pytest
 import torch
 
@@ -77,3 +79,10 @@ def test_nnls_reference_is_exact_on_generic_problems(families):
     for M in (2, 5, 16):
         G = families["spread_norms"].gramian(M, 0)
         assert min_norm(G, method="scipy").gap <= 1e-12
+
+
+@pytest.mark.parametrize(("method", "module"), [("cvxpy", "cvxpy"), ("scipy", "scipy.optimize")])
+def test_a_named_solver_that_is_missing_is_not_replaced(method, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=module.partition(".")[0]):
+        min_norm(torch.eye(3), method=method)
