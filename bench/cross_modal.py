@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,9 @@ from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
 from balanced_grad.models import Bernoulli, CrossModalVI
+from balanced_grad.models._vi_objective import sparsity
 from bench import _markdown as markdown
+from bench._boltzmann import Boltzmann
 
 LEFT, RIGHT = "left", "right"
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -63,6 +65,10 @@ class Model:
 
 MODELS = [
     Model("ML (PCD)", steps=10, kind="ml"),
+    Model("ML (PCD), recipe of VI", steps=10, kind="pcd"),
+    Model("VI by CD-PercLoss", steps=10, kind="perception"),
+    Model("hybrid of VI and ML, K=5", steps=5, kind="hybrid", reveal=0.1),
+    Model("entries, K=5", steps=5, kind="entries", reveal=0.0),
     Model("auto-encoder, zero fill", kind="autoencoder", reveal=0.0, start="zero"),
     Model("denoising auto-encoder, zero fill", kind="predict-all", reveal=0.0, start="zero"),
     Model("predict both, K=5", steps=5, kind="predict-all"),
@@ -97,7 +103,7 @@ def mnist(seed):
 DATA = {"digits": digits, "mnist": mnist}
 
 
-def train(model, data, seed):
+def train(model, data, seed, rate=2e-3):
     torch.manual_seed(seed)
     images = data.images[: data.train]
     halves = data.halves(images)
@@ -109,49 +115,33 @@ def train(model, data, seed):
     )
     vi.fit_biases(halves)
     order = torch.Generator().manual_seed(seed)
+    machine = Boltzmann(vi, order)
     if model.kind == "ml":
-        maximum_likelihood(vi, halves, data.ml_epochs, order)
-        return vi
-    optimizer = torch.optim.Adam(vi.parameters(), lr=2e-3)
-    batches = -(-data.train // 100)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=data.epochs * batches)
-    for _ in tqdm(range(data.epochs), desc=f"{model.name} {seed}", leave=False, disable=None):
+        epochs, optimizer = data.ml_epochs, torch.optim.SGD(vi.parameters(), lr=0.05, momentum=0.5)
+    else:
+        epochs, optimizer = data.epochs, torch.optim.Adam(vi.parameters(), lr=rate)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * -(-data.train // 100))
+    for _ in tqdm(range(epochs), desc=f"{model.name} {seed}", leave=False, disable=None):
         for rows in torch.randperm(data.train, generator=order).split(100):
-            batch = {name: x[rows] for name, x in halves.items()}
-            losses = vi.objective(
-                batch, kind=model.kind, reveal=model.reveal, sparsity=0.1, reduction="sum", generator=order
-            ).losses
-            sum(losses.values()).backward()
+            loss(vi, machine, model, {name: x[rows] for name, x in halves.items()}, order).backward()
             optimizer.step()
             optimizer.zero_grad()
             decay.step()
     return vi
 
 
-def maximum_likelihood(vi, halves, epochs, order):
-    """The same network as a restricted Boltzmann machine: persistent contrastive divergence on the joint."""
-    left, right = vi.branches
-    optimizer = torch.optim.SGD(vi.parameters(), lr=0.05, momentum=0.5)
-    size = len(halves[LEFT])
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=epochs * -(-size // 100))
-    chains = [torch.bernoulli(x[:100], generator=order) for x in halves.values()]
-
-    def drive(x, z):
-        return left.drive(x) + right.drive(z) + vi.bias
-
-    def free_energy(x, z):
-        visible = x @ left.bias + z @ right.bias
-        return -(visible + torch.nn.functional.softplus(drive(x, z)).sum(1)).mean()
-
-    for _ in tqdm(range(epochs), desc="ML", leave=False, disable=None):
-        for rows in torch.randperm(size, generator=order).split(100):
-            with torch.no_grad():
-                hidden = torch.bernoulli(drive(*chains).sigmoid(), generator=order)
-                chains = [torch.bernoulli(b.features(hidden).sigmoid(), generator=order) for b in vi.branches]
-            (free_energy(*(x[rows] for x in halves.values())) - free_energy(*chains)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            decay.step()
+def loss(vi, machine, model, batch, order):
+    """Of one mini-batch, in nats per image."""
+    visible = torch.cat([*batch.values()], 1)
+    if model.kind == "ml":
+        return machine.likelihood_loss(visible)
+    if model.kind in ("pcd", "perception"):
+        own = machine.likelihood_loss(visible) if model.kind == "pcd" else machine.perception_loss(visible)
+        return own + 0.1 * sparsity(vi(batch).hidden, True, 0.1)
+    kind = "vi" if model.kind == "hybrid" else model.kind
+    losses = vi.objective(batch, kind=kind, reveal=model.reveal, sparsity=0.1, reduction="sum", generator=order).losses
+    prediction = sum(losses.values())
+    return (prediction + machine.likelihood_loss(visible)) / 2 if model.kind == "hybrid" else prediction
 
 
 @torch.no_grad()
@@ -181,17 +171,17 @@ def svc(c):
     return LinearSVC(C=c, dual=False, tol=1e-3, max_iter=2000)
 
 
-def run(name, model, seed, out, done):
+def run(name, model, seed, options, done):
     """Train once, test with every number of steps asked for."""
     tests = {model.name: model.steps} | {f"{model.name}, tested with K={k}": k for k in model.test_steps}
     if all((name, label, seed) in done for label in tests):
         return
     data = DATA[name](seed)
-    vi = train(model, data, seed)
+    vi = train(model, replace(data, epochs=options.epochs or data.epochs), seed, options.rate)
     for label, steps in tests.items():
         row = {"data": name, "model": label, "seed": seed, **evaluate(vi, data, steps)}
         done[name, label, seed] = row
-        with out.open("a") as file:
+        with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -239,6 +229,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="of all but ML (PCD); default: 200 for digits, 20 for mnist")
+    parser.add_argument("--rate", type=float, default=2e-3, help="of Adam, of all but ML (PCD)")
     parser.add_argument("--models", nargs="+", choices=[m.name for m in MODELS])
     parser.add_argument("--out", type=Path, default=Path("cross-modal.jsonl"))
     parser.add_argument("--figure", type=Path, help="write the picture of filled-in digits instead")
@@ -252,7 +244,7 @@ def main():
     for seed in range(options.seeds):
         for model in MODELS:
             if not options.models or model.name in options.models:
-                run(options.data, model, seed, options.out, done)
+                run(options.data, model, seed, options, done)
     table(options.data, done)
 
 

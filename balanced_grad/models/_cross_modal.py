@@ -129,6 +129,7 @@ class CrossModalVI(nn.Module):
         back_steps: int | None = None,
         cut: Cut = "state",
         reveal: float = 0.0,
+        hide: float | None = None,
         sparsity: float = 0.0,
         sparsity_target: float = 0.1,
         reduction: Reduction = "mean",
@@ -145,8 +146,11 @@ class CrossModalVI(nn.Module):
             present: as for a call.
             kind: ``"vi"`` (default), each modality hidden in turn, ``M`` runs; with two this is the source's
                 ``-log p(x|y) - log p(y|x)``, with more a pseudo-likelihood (ours). ``"subsets"``, one run in which
-                each item keeps a random non-empty part of its modalities. And two baselines: ``"predict-all"``, the
-                runs of ``"vi"`` that predict what was observed too; ``"autoencoder"``, one run that hides nothing.
+                each item keeps a random non-empty part of its modalities. And three baselines: ``"entries"``, one run
+                that hides random entries of all modalities and predicts these, as multi-prediction training of deep
+                Boltzmann machines (Goodfellow, Mirza, Courville & Bengio, 2013), with which the source compares;
+                ``"predict-all"``, the runs of ``"vi"`` that predict what was observed too; ``"autoencoder"``, one run
+                that hides nothing.
             steps: ``K``, default as constructed.
             back_steps: back-propagate through so many of the last steps, at least 1; default all.
             cut: what is a constant where back-propagation ends. ``"state"`` (default, ours): the hidden state that
@@ -155,6 +159,9 @@ class CrossModalVI(nn.Module):
                 ``back_steps=1 + epoch // 20, cut="prediction"``.
             reveal: show up to this share of the hidden entries and predict the rest (multi-prediction). Default 0; the
                 source has 0.25 for image halves. Per item a uniform share is drawn, then each entry.
+            hide: for ``kind="entries"``, the chance of each entry to be hidden, in (0, 1). Default 0.5, with which all
+                subsets are equally likely. There ``h⁰`` has the gain ``M / Σ_k (share of k that is shown)``, which is
+                ``M/|O|`` where whole modalities are shown (ours), and an item with one modality counts, too.
             sparsity: weight of ``Σ_j KL(sparsity_target ‖ mean h_j^K)``. Default 0; the source has 0.1 at 0.1. Needs
                 the sigmoid.
             sparsity_target: wanted mean activation of a unit.
@@ -165,9 +172,10 @@ class CrossModalVI(nn.Module):
         Raises:
             ValueError: for settings out of range or without meaning together.
         """
-        settings = Settings(kind, reduction, reveal, sparsity, sparsity_target)
-        if reveal and self.loop == "latent":
-            raise ValueError("reveal needs loop='input': entries that are revealed go in through the encoder")
+        settings = Settings(kind, reduction, reveal, hide, sparsity, sparsity_target)
+        if (reveal or kind == "entries") and self.loop == "latent":
+            name = "reveal" if reveal else "kind='entries'"
+            raise ValueError(f"{name} needs loop='input': entries that are revealed go in through the encoder")
         if sparsity and not isinstance(self.activation, nn.Sigmoid):
             raise ValueError(f"sparsity needs the default activation, a sigmoid; this one is {self.activation}")
         if back_steps is not None and back_steps < 1:

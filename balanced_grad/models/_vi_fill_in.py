@@ -32,13 +32,15 @@ class FillIn(NamedTuple):
 class Revealed(NamedTuple):
     """Entries of hidden modalities that are shown all the same: ``limit`` bounds their share.
 
-    ``entries`` are ``(B, *entries)`` boolean; ``masks`` the same, broadcasting over the data ``(B, *shape)``.
+    ``entries`` are ``(B, *entries)`` boolean; ``masks`` the same, broadcasting over the data ``(B, *shape)``. What they
+    drive ``h⁰`` with is multiplied by ``gain``.
     """
 
     limit: float
     inputs: Mapping[str, Tensor]
     entries: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
+    gain: float | Tensor = 1.0
 
     def mix(self, name: str, x: Tensor) -> Tensor:
         """The prediction, with what is revealed in its place."""
@@ -105,13 +107,13 @@ class Recurrence:
 
     def start(self) -> Tensor:
         """``h⁰``: what is seen, scaled up for what is not, and what is revealed of the rest."""
-        drive = self.observed
-        if self.schedule.scaled:
-            drive = drive * self.gain()
+        shown = self.nothing
         for name, mask in self.revealed.masks.items():
-            shown = torch.where(mask, self.inputs[name], 0.0)
-            drive = drive + where_known(self.visible[name], self.nothing, self.branches[name].drive(shown))
-        return self.activate(drive)
+            entries = torch.where(mask, self.inputs[name], 0.0)
+            shown = shown + where_known(self.visible[name], self.nothing, self.branches[name].drive(entries))
+        if not self.schedule.scaled:
+            return self.activate(self.observed + shown)
+        return self.activate(self.observed * self.gain() + shown * self.revealed.gain)
 
     def gain(self) -> float | Tensor:
         """``(|O| + (M - |O|)(1 - p)) / |O|``, 1 where nothing is seen."""

@@ -14,7 +14,7 @@ from balanced_grad.models._vi_fill_in import NOTHING, FillIn, Revealed
 from balanced_grad.models._vi_likelihoods import Likelihood
 from balanced_grad.models._vi_presence import Batch, Known, both, either, mean_over, negated, settled, where_known
 
-Kind = Literal["vi", "subsets", "predict-all", "autoencoder"]
+Kind = Literal["vi", "subsets", "entries", "predict-all", "autoencoder"]
 Reduction = Literal["mean", "sum"]
 
 
@@ -37,6 +37,7 @@ class Settings:
     kind: Kind
     reduction: Reduction
     reveal: float
+    hide: float | None
     sparsity: float
     sparsity_target: float
 
@@ -47,6 +48,12 @@ class Settings:
             raise ValueError(f"reveal={self.reveal!r}: give a share in [0, 1); something has to be left to predict")
         if self.reveal and self.kind == "autoencoder":
             raise ValueError("reveal has no meaning for kind='autoencoder', which hides nothing; leave it out")
+        if self.reveal and self.kind == "entries":
+            raise ValueError("reveal has no meaning for kind='entries'; say with hide= which share is to be predicted")
+        if self.hide is not None and self.kind != "entries":
+            raise ValueError(f"hide has no meaning for kind={self.kind!r}; it is the share hidden by kind='entries'")
+        if self.hide is not None and not 0 < self.hide < 1:
+            raise ValueError(f"hide={self.hide!r}: give a share in (0, 1); something has to be seen, something hidden")
         if not self.sparsity >= 0:
             raise ValueError(f"sparsity={self.sparsity!r}: give a weight >= 0")
         if not 0 < self.sparsity_target < 1:
@@ -66,8 +73,9 @@ def plan(kind: Kind, batch: Batch, generator: torch.Generator | None) -> list[Ru
     known = batch.known
     if not batch.inputs:
         return []
-    if kind == "autoencoder":
-        return [Run(kind, known, {name: flag for name, flag in known.items() if flag is not False})]
+    if kind in ("autoencoder", "entries"):
+        visible: dict[str, Known] = known if kind == "autoencoder" else dict.fromkeys(known, False)
+        return [Run(kind, visible, {name: flag for name, flag in known.items() if flag is not False})]
     if kind == "subsets":
         visible = _random_subset(batch, generator)
         return [Run(kind, visible, _lost(known, visible))]
@@ -95,7 +103,10 @@ def evaluate(
     fills: dict[str, FillIn] = {}
     for name, visible, targets in plan(settings.kind, batch, generator):
         revealed = NOTHING
-        if settings.reveal:
+        if settings.kind == "entries":
+            hide = 0.5 if settings.hide is None else settings.hide
+            revealed = show_entries(batch, branches, hide, generator)
+        elif settings.reveal:
             revealed = reveal(batch, visible, branches, settings.reveal, generator)
         fills[name] = fill = run(visible, revealed)
         for target, items in targets.items():
@@ -126,8 +137,29 @@ def reveal(
         share = limit * _rand((batch.size, *[1] * len(shape)), x, generator)
         chosen = _rand((batch.size, *shape), x, generator) < share
         entries[name] = where_known(items, chosen, torch.zeros_like(chosen))
-    masks = {name: branches[name].likelihood.spread(chosen) for name, chosen in entries.items()}
-    return Revealed(limit, batch.inputs, entries, masks)
+    return Revealed(limit, batch.inputs, entries, _spread(entries, branches))
+
+
+def show_entries(
+    batch: Batch, branches: Mapping[str, Branch], hide: float, generator: torch.Generator | None
+) -> Revealed:
+    """Choose entries of everything, each hidden with the same chance.
+
+    The gain of ``h⁰`` is ``M / Σ_k (share of k that is shown)``: ``M/|O|`` where whole modalities are.
+    """
+    entries = {}
+    for name, items in batch.known.items():
+        if items is not False:
+            x = batch.inputs[name]
+            chosen = _rand((batch.size, *branches[name].likelihood.entries), x, generator) >= hide
+            entries[name] = where_known(items, chosen, torch.zeros_like(chosen))
+    shown = torch.stack([chosen.flatten(1).to(batch.inputs[name].dtype).mean(1) for name, chosen in entries.items()])
+    gain = torch.where(shown.sum(0) > 0, len(branches) / shown.sum(0), 1.0)
+    return Revealed(0.0, batch.inputs, entries, _spread(entries, branches), gain.unsqueeze(1))
+
+
+def _spread(entries: Mapping[str, Tensor], branches: Mapping[str, Branch]) -> dict[str, Tensor]:
+    return {name: branches[name].likelihood.spread(chosen) for name, chosen in entries.items()}
 
 
 def item_losses(likelihood: Likelihood, parameters: Tensor, x: Tensor, revealed: Tensor | None) -> Tensor:
