@@ -1,0 +1,3 @@
+"""``python -m bench.latent_theory``: one command per claim."""
+
+import argparse
