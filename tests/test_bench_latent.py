@@ -122,7 +122,9 @@ def test_what_is_chosen_is_smaller_than_all():
 def test_gains_are_printed_and_a_set_is_not_repeated(tmp_path, monkeypatch, capsys):
     out = tmp_path / "gains.jsonl"
     gaps, gains = [-1.0, -0.5, -0.2, 0.1], [9.0, 5.0, 2.0, 1.0]
-    monkeypatch.setattr(_gains, "measure", lambda name, seeds: [row(name, *pair) for pair in zip(gaps, gains)])
+    monkeypatch.setattr(
+        _gains, "measure", lambda name, seeds: [row(name, *pair) for pair in zip(gaps, gains, strict=True)]
+    )
     monkeypatch.setattr(sys, "argv", ["x", "gains", "--datasets", "wiki", "--seeds", "2", "--out", str(out)])
     command.main()
     first = capsys.readouterr().out

@@ -107,7 +107,7 @@ def sample_size_curve(
 
 
 def crossing(points: Sequence[tuple[int, float]]) -> float:
-    """Items from which a gap stays below zero, of ``(items, gap)`` from few to many; see ``SampleSizeCurve.crossing``."""
+    """Items from which a gap stays below zero, of ``(items, gap)`` from few to many."""
     if points[-1][1] >= 0:
         return math.inf
     behind = [i for i, (_, value) in enumerate(points) if value >= 0]

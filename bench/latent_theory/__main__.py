@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     own.add_argument("--seeds", type=several, metavar="N", default=12)
     own.add_argument("--plot", type=Path, metavar="FILE")
     own.set_defaults(report=lambda args: _reversal.report(args.seeds, args.plot))
-    own = commands.add_parser("gains", help="γ beside accuracy, on real sets")
+    own = commands.add_parser("gains", help="gamma beside accuracy, on real sets")
     own.add_argument("--datasets", nargs="+", metavar="NAME", default=list(_gains.DATASETS))
     own.add_argument("--seeds", type=positive, metavar="N", default=5)
     own.add_argument("--out", type=Path, metavar="FILE", default=_gains.OUT, help="sets found there are not repeated")

@@ -1,9 +1,9 @@
 """Does γ track accuracy? All modalities against each subset: γ of a refitted head, and what the networks gain.
 
 The demo's networks and recipe, trained with the fused loss alone (``bench.latent_quality real``). γ is in nats, and
-below zero where all modalities have the better latent. The gain in points is of the networks with their own heads, which
-γ never sees; that of the refitted head is shown beside it. Three or four modalities: every subset; more: those of one
-modality, and those without one. The rank correlation is Spearman's of -γ and the gain. Subsets of a set share the
+below zero where all modalities have the better latent. The gain in points is of the networks with their own heads,
+which γ never sees; that of the refitted head is shown beside it. Up to four modalities: every subset; more: those of
+one modality, and those without one. The rank correlation is Spearman's of -γ and the gain. Subsets of a set share the
 networks of all modalities and are no independent draws, so its interval resamples the sets, not the rows.
 """
 
@@ -107,7 +107,7 @@ def report(datasets: list[str], seeds: int, out: Path, plot: Path | None) -> str
 
 def table(by_set: dict[str, list[Row]]) -> str:
     """A row per subset."""
-    lines = [markdown.header("all against", "γ, nats", "verdict", "points, refitted head", "points, networks")]
+    lines = [markdown.header("all against", "gamma, nats", "verdict", "points, refitted head", "points, networks")]
     for row in (row for rows in by_set.values() for row in rows):
         own = np.array(row["own"])
         error = f" ± {own.std(ddof=1) / sqrt(len(own)):.1f}" if len(own) > 1 else ""
@@ -119,7 +119,7 @@ def table(by_set: dict[str, list[Row]]) -> str:
 
 def summary(by_set: dict[str, list[Row]]) -> str:
     """Rank correlations and agreement in sign, by set and over all."""
-    lines = [markdown.header("set", "subsets", "rank correlation", "same sign", "same sign, where γ has a verdict")]
+    lines = [markdown.header("set", "subsets", "rank correlation", "same sign", "same sign, where gamma has a verdict")]
     sets = by_set | {"all": [row for rows in by_set.values() for row in rows]}
     for name, rows in sets.items():
         found = f"{correlation(rows):+.2f}" if len(rows) >= FEW else ""
@@ -141,6 +141,6 @@ def draw_picture(by_set: dict[str, list[Row]], path: Path) -> None:
         axis.axhline(0, color="black", lw=0.8)
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=0.05)
-        axis.set(xlabel="γ in nats; left of zero all modalities are better", ylabel="accuracy gained, points")
+        axis.set(xlabel="gamma in nats; left of zero all modalities are better", ylabel="accuracy gained, points")
         axis.legend(ncols=2)
         write(figure, path)

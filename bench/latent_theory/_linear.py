@@ -125,8 +125,11 @@ def report(problems: int, seed: int = 0) -> str:
         found["population"] += gaps(problem, problem.moments)
     limit = np.array(found["population"])
     tie = limit > -TIE
-    lines = [f"{problems} problems, {(~tie).sum()} nested pairs that differ, {tie.sum()} that tie; γ / Var y", ""]
-    lines.append(markdown.header("items m", "γ > 0, differ", "γ > 0, tie", "mean γ, differ", "largest γ"))
+    lines = [
+        f"{problems} problems, {(~tie).sum()} nested pairs that differ, {tie.sum()} that tie; gamma as a share of Var y",
+        "",
+    ]
+    lines.append(markdown.header("items m", "gamma > 0, differ", "gamma > 0, tie", "mean, differ", "largest"))
     for name, values in found.items():
         gap = np.array(values)
         wrong = gap > ROUNDING

@@ -98,7 +98,9 @@ class Found:
     def crossings(self) -> dict[str, Array]:
         """Of every data set: items from which both win, with the network's own head and with a refitted one."""
         gaps = {"own head": self.both - self.alone, "refitted head": self.refitted}
-        return {name: np.array([crossing(list(zip(SIZES, row))) for row in gap]) for name, gap in gaps.items()}
+        return {
+            name: np.array([crossing(list(zip(SIZES, row, strict=True))) for row in gap]) for name, gap in gaps.items()
+        }
 
 
 def report(seeds: int, plot: Path | None) -> str:
@@ -106,7 +108,7 @@ def report(seeds: int, plot: Path | None) -> str:
     found = Found.of([measure(seed) for seed in tqdm(range(seeds), disable=None, unit="data set")])
     if plot:
         draw_picture(found, plot)
-    lines = [markdown.header("items", "a: theory, risk", "a+b: theory, risk", "difference", "γ, refitted head")]
+    lines = [markdown.header("items", "a: theory, risk", "a+b: theory, risk", "difference", "gamma, refitted head")]
     for column, items in enumerate(SIZES):
         pairs = ((ALONE, found.alone), (BOTH, found.both))
         risks = [f"{float(theory(s, np.array(items))):.3f}, {spread(r[:, column])}" for s, r in pairs]

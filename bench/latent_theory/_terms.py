@@ -3,8 +3,8 @@
     f(x) = w · x, ‖w‖ ≤ B      ℜ̂ = (B/m) E_σ ‖Σ_i σ_i x_i‖ ≤ (B/m) √(Σ_i ‖x_i‖²)
 
 Our reading of the composite class: a linear encoder with orthonormal rows and a head of norm B at most compose to
-exactly these functions. ``a`` and ``b`` are four numbers each, uniform in a cube, so that ``‖x‖ ≤ 1``; ``y = w* · x`` and
-a uniform noise. Squared loss is bounded by C and L-Lipschitz there, and risks in the population are closed forms. The
+exactly these functions. ``a`` and ``b`` are four numbers each, uniform in a cube, so that ``‖x‖ ≤ 1``; ``y`` is
+``w* · x`` and a uniform noise. Squared loss is bounded by C and L-Lipschitz there, and risks in the population are closed forms. The
 best function of the ball for m items is a ridge regression, whose penalty solves ``‖w‖ = B``.
 """
 
@@ -111,6 +111,7 @@ def run(items: int, seed: int) -> dict[str, tuple[float, ...]]:
     fits = {name: fit(x, y, truth, seen, signs) for name, seen in SUBSETS.items()}
     small, full = fits["a"], fits["a+b"]
     centred = full.training - float(np.square(x @ truth - y).mean())
+    rows: dict[str, tuple[float, ...]]
     rows = {name: (f.closed, f.drawn, f.risk - f.training, 2 * LIPSCHITZ * f.closed) for name, f in fits.items()}
     one = theorem_1(full.quality - small.quality, full.closed, items)
     two = theorem_2(centred, full.closed, full.closed, items)
@@ -121,7 +122,7 @@ def report(seeds: int) -> str:
     """A table of the complexity and one of the two theorems."""
     jobs = [(items, seed) for items in SIZES for seed in range(seeds)]
     found = {job: run(*job) for job in tqdm(jobs, disable=None, unit="data set")}
-    first = [markdown.header("modalities, m", "closed form of ℜ", "by signs", "r - r̂", "2Lℜ")]
+    first = [markdown.header("modalities, m", "Rademacher, closed form", "by signs", "measured gap", "its bound")]
     second = [markdown.header("m", "r(a+b) - r(a)", "theorem 1", "η(a+b)", "theorem 2")]
     for items in SIZES:
         table = {key: np.array([found[items, seed][key] for seed in range(seeds)]) for key in (*SUBSETS, "both")}
