@@ -2,7 +2,7 @@
 
 The demo's networks and recipe, trained with the fused loss alone (``bench.latent_quality real``). γ is in nats, and
 below zero where all modalities have the better latent. The gain in points is of the networks with their own heads,
-which γ never sees; that of the refitted head is shown beside it. Up to four modalities: every subset; more: those of
+which γ never sees; that of the refitted head is shown beside it. Up to three modalities: every subset; more: those of
 one modality, and those without one. The rank correlation is Spearman's of -γ and the gain. Subsets of a set share the
 networks of all modalities and are no independent draws, so its interval resamples the sets, not the rows.
 """
@@ -32,13 +32,13 @@ Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
 DATASETS = ("digits", "leaf", "cells", "watch", "wiki", "mosi", "mfeat")
 OUT = RESULTS / "latent-gains.jsonl"
-FEW = 4  # modalities up to which all subsets are trained, and subsets from which a set has a correlation of its own
+FEW = 4  # subsets from which a set has a correlation of its own
 RESAMPLES = 1000
 
 
 def chosen(names: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Subsets to compare with all."""
-    sizes = range(1, len(names)) if len(names) <= FEW else (1, len(names) - 1)
+    sizes = range(1, len(names)) if len(names) <= 3 else (1, len(names) - 1)
     return [subset for size in sizes for subset in combinations(names, size)]
 
 

@@ -125,10 +125,7 @@ def report(problems: int, seed: int = 0) -> str:
         found["population"] += gaps(problem, problem.moments)
     limit = np.array(found["population"])
     tie = limit > -TIE
-    lines = [
-        f"{problems} problems, {(~tie).sum()} nested pairs that differ, {tie.sum()} that tie; gamma as a share of Var y",
-        "",
-    ]
+    lines = [f"{problems} problems, {(~tie).sum()} nested pairs that differ, {tie.sum()} that tie; gamma / Var y", ""]
     lines.append(markdown.header("items m", "gamma > 0, differ", "gamma > 0, tie", "mean, differ", "largest"))
     for name, values in found.items():
         gap = np.array(values)

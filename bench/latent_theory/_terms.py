@@ -4,8 +4,8 @@
 
 Our reading of the composite class: a linear encoder with orthonormal rows and a head of norm B at most compose to
 exactly these functions. ``a`` and ``b`` are four numbers each, uniform in a cube, so that ``‖x‖ ≤ 1``; ``y`` is
-``w* · x`` and a uniform noise. Squared loss is bounded by C and L-Lipschitz there, and risks in the population are closed forms. The
-best function of the ball for m items is a ridge regression, whose penalty solves ``‖w‖ = B``.
+``w* · x`` and a uniform noise. Squared loss is bounded by C and L-Lipschitz there, and risks in the population are
+closed forms. The best function of the ball for m items is a ridge regression, whose penalty solves ``‖w‖ = B``.
 """
 
 from dataclasses import dataclass
