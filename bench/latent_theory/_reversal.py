@@ -146,6 +146,7 @@ def draw_picture(found: Found, path: Path) -> None:
             axis.axvline(crossover(), color="black", lw=0.8, ls=":")
             axis.set_xticks(SIZES, [str(size) for size in SIZES], minor=False)
             axis.minorticks_off()
+        left.set_yticks((1, 1.5, 2, 3, 4), ("1", "1.5", "2", "3", "4"))
         right.annotate(f" {crossover():.0f}", (crossover(), 0.6))
         right.legend()
         write(figure, path)
