@@ -90,10 +90,11 @@ class Found:
 
     @classmethod
     def of(cls, curves: list[SampleSizeCurve]) -> "Found":
-        own = [[[each[s].test_risk for each in c.reports.values()] for c in curves] for s in (ALONE, BOTH)]
+        own = ([[each[s].test_risk for each in c.reports.values()] for c in curves] for s in (ALONE, BOTH))
+        alone, both = map(np.array, own)
         gaps = [list(curve.gaps(BOTH, ALONE).values()) for curve in curves]
         rule = sum(gap.training_gain >= gap.complexity_price for row in gaps for gap in row)
-        return cls(*map(np.array, own), np.array([[gap.value for gap in row] for row in gaps]), rule)
+        return cls(alone, both, np.array([[gap.value for gap in row] for row in gaps]), rule)
 
     def crossings(self) -> dict[str, Array]:
         """Of every data set: items from which both win, with the network's own head and with a refitted one."""
