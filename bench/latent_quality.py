@@ -95,6 +95,7 @@ def synthetic(arguments):
 SCENARIOS = ("helpful", "useless", "memorised", "leaking")
 FRESH = 20_000  # test items that know the truth
 JUDGED = 1000  # test items that the verdict is made of
+FIRST_RUN = 1000  # seed of the first training: none is that of a data set, or it would draw the same numbers
 
 
 def draw_pair(items, scenario, generator, direction, leak):
@@ -139,7 +140,8 @@ def verdicts(arguments):
         items = draw_pair(450, arguments.scenario, generator, direction, leak=True)
         test = draw_pair(JUDGED + FRESH, arguments.scenario, generator, direction, leak=False)
         both, alone = ["a", "b"], ["a"]
-        report = latent_quality(train_small, items, test, subsets=[both, alone], seeds=2 * half, progress=False)
+        trainings = range(FIRST_RUN + 2 * half * seed, FIRST_RUN + 2 * half * (seed + 1))  # no two data sets share any
+        report = latent_quality(train_small, items, test, subsets=[both, alone], seeds=trainings, progress=False)
         first, second = report[both].losses, report[alone].losses
         true = (first - second)[:, JUDGED:].mean(1)  # of every training seed
         recipes.append(float(true[half:].mean()))

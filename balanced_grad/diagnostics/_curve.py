@@ -37,15 +37,7 @@ class SampleSizeCurve:
         Linear between the sizes measured, in the logarithm of the items. The smallest size if it wins
         throughout, infinity if it does not win at the largest. Noise moves it: look at the intervals of ``gaps``.
         """
-        points = [(items, gap.value) for items, gap in self.gaps(first, second).items()]
-        if points[-1][1] >= 0:
-            return math.inf
-        behind = [i for i, (_, value) in enumerate(points) if value >= 0]
-        if not behind:
-            return float(points[0][0])
-        (few, before), (many, after) = points[behind[-1]], points[behind[-1] + 1]
-        share = before / (before - after)
-        return math.exp((1 - share) * math.log(few) + share * math.log(many))
+        return crossing([(items, gap.value) for items, gap in self.gaps(first, second).items()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, ready for JSON, by the number of items."""
@@ -112,6 +104,18 @@ def sample_size_curve(
     if len(by_size) < len(reports):
         raise ValueError(f"two of the fractions {shares} give the same number of items: {sorted(by_size)}")
     return SampleSizeCurve(by_size)
+
+
+def crossing(points: Sequence[tuple[int, float]]) -> float:
+    """Items from which a gap stays below zero, of ``(items, gap)`` from few to many."""
+    if points[-1][1] >= 0:
+        return math.inf
+    behind = [i for i, (_, value) in enumerate(points) if value >= 0]
+    if not behind:
+        return float(points[0][0])
+    (few, before), (many, after) = points[behind[-1]], points[behind[-1] + 1]
+    share = before / (before - after)
+    return math.exp((1 - share) * math.log(few) + share * math.log(many))
 
 
 def _names(subset: Iterable[str]) -> Iterable[str]:
