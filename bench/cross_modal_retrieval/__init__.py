@@ -16,6 +16,7 @@ IMDb knows of a film, the binary half who of 200 people has rated it at MovieLen
 ``digits`` are left halves of scikit-learn's digits and their right halves in black and white; the labels are ours: is
 it even, at least five, prime, with a loop? ``mirflickr`` is the source's data in the folder form of ``load_mirflickr``.
 
-Every model has the same pretrained paths, number of updates, batches and optimizer (Adam, untuned). One JSON line per
-score goes to ``--out`` when a seed is complete; seeds found there are not repeated.
+Every model has the same pretrained paths, number of updates, batches and optimizer (Adam, its rate raised once after
+a pilot with seed 0). One JSON line per score goes to ``--out`` when a seed is complete; seeds found there are not
+repeated.
 """
