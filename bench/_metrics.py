@@ -1,8 +1,25 @@
-"""What published tables of experts report beside the accuracy."""
+"""What published tables report beside the accuracy."""
 
+import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import nll_loss, one_hot
+
+
+def mean_average_precision(targets, scores):
+    """Mean over labels of the average precision of ``scores (n, C)`` for ``targets (n, C)`` in {0, 1}.
+
+    A label without a positive item has no precision and is left out, as is one without a negative, which all rank
+    alike.
+
+    Raises:
+        ValueError: where no label is left.
+    """
+    targets = np.asarray(targets, bool)
+    ranked = targets.any(0) & ~targets.all(0)
+    if not ranked.any():
+        raise ValueError("no label has both positive and negative items; mean average precision has nothing to rank")
+    return float(average_precision_score(targets[:, ranked], np.asarray(scores)[:, ranked], average="macro"))
 
 
 def ranking(p, labels):
@@ -12,8 +29,8 @@ def ranking(p, labels):
     """
     truth = one_hot(labels, p.shape[1]).bool()
     scored = truth.any(0) & ~truth.all(0)
-    truth, p = truth[:, scored].numpy(), p[:, scored].numpy()
-    return 100 * roc_auc_score(truth, p), 100 * average_precision_score(truth, p)
+    area = roc_auc_score(truth[:, scored].numpy(), p[:, scored].numpy())
+    return 100 * area, 100 * mean_average_precision(truth, p)
 
 
 def summary(log_p, labels):

@@ -21,7 +21,7 @@ standard error; negative log-likelihood in nats. Then, of I2M2, the mean entropy
 import argparse
 import copy
 import math
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from torch import nn
@@ -155,11 +155,10 @@ def show(name, results):
     lines = {}
     for row in results[0][0]:
         count, accuracy, *rest = zip(*(found[row] for found, _ in results), strict=True)
-        error = f" ± {stdev(accuracy) / math.sqrt(len(results)):.1f}" if len(results) > 1 else ""
         auroc, auprc, nll = map(mean, rest)
         lines[row] = [
             f"{mean(count):.0f}",
-            f"{mean(accuracy):.1f}{error}",
+            markdown.mean_and_error(accuracy),
             f"{auroc:.1f}",
             f"{auprc:.1f}",
             f"{nll:.3f}",

@@ -21,8 +21,7 @@ Accuracy in percent, mean and standard error over seeds, in distribution and out
 
 import argparse
 import copy
-import math
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from torch.nn.functional import nll_loss
@@ -108,10 +107,6 @@ def judged(product, splits, out=None):
     return right["test"], right["ood"], nll_loss(log_p["ood"], splits["ood"][1]).item()
 
 
-def spread(values):
-    return f"{mean(values):.1f}" + (f" ± {stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else "")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agreements", nargs="+", type=float, default=AGREEMENTS, metavar="K")
@@ -125,7 +120,7 @@ def main():
         lines = {}
         for row in found[0]:
             test, ood, nll = zip(*(one[row] for one in found), strict=True)
-            lines[row] = [spread(test), spread(ood), f"{mean(nll):.2f}"]
+            lines[row] = [markdown.mean_and_error(test), markdown.mean_and_error(ood), f"{mean(nll):.2f}"]
         columns = ["in distribution", "turned over", "NLL, turned over"]
         print("\n" + markdown.markdown(f"k = {agreement:g}, {len(found)} seeds", columns, lines), flush=True)
 

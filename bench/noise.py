@@ -26,9 +26,8 @@ One JSON line per training goes to ``--out``; those found there are not repeated
 
 import argparse
 import json
-import math
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from tqdm import tqdm
@@ -36,6 +35,7 @@ from tqdm import tqdm
 from balanced_grad.demo._train import BALANCED, BASELINE, BATCH, JOINT, Trainer
 from balanced_grad.models import ProductOfHeads
 from balanced_grad.pictures import COLOURS, drawing, write
+from bench import _corruptions as corruptions
 from bench import _markdown as markdown
 from bench._late_rules import EvidenceHeads, by_energy, mean_of_heads
 from bench.accuracy._data import load
@@ -50,10 +50,10 @@ OUT = Path(__file__).resolve().parent / "results" / "noise.jsonl"
 def spoilt(x, noise, severity, train, generator):
     """Test items ``x`` with noise in them; ``train`` holds the training items of the same modality."""
     if noise == "Gaussian":
-        return x + severity * torch.randn(x.shape, generator=generator)
-    hit = torch.rand(x.shape, generator=generator) < severity
+        return corruptions.noise(x, severity, generator)
     if noise == "drop":
-        return torch.where(hit, 0.0, x)
+        return corruptions.dropout(x, severity, generator)
+    hit = torch.rand(x.shape, generator=generator) < severity
     salt = torch.rand(x.shape, generator=generator) < 0.5
     return torch.where(hit, torch.where(salt, train.amax(0), train.amin(0)), x)
 
@@ -127,12 +127,8 @@ def table(name, lines):
             by_noise = [[mean(run[noise][rule][1:]) for run in own] for noise in SEVERITIES]
             clean = [run["Gaussian"][rule][0] for run in own]
             cells = [clean, *by_noise, [mean(values) for values in zip(*by_noise, strict=True)]]
-            rows[f"{method}, {rule}"] = [spread(values) for values in cells]
+            rows[f"{method}, {rule}"] = [markdown.mean_and_error(values) for values in cells]
     return markdown.markdown(name, ["clean", *SEVERITIES, "all noise"], rows)
-
-
-def spread(values):
-    return f"{mean(values):.1f}" + (f" ± {stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else "")
 
 
 def plot(names, lines, path):

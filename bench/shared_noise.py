@@ -20,14 +20,14 @@ other seeds.
 
 import argparse
 from collections.abc import Callable
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import balanced_grad as bg
-from bench._markdown import header, row
+from bench._markdown import header, mean_and_error, row
 
 INPUTS, OUTPUTS, ITEMS, BATCH = 20, 30, 60, 16
 TUNING_SEEDS = range(1000, 1002)
@@ -104,7 +104,7 @@ def cell(name: str, ratio: float, optimizer: str, steps: int, seeds: int, tick: 
     rate = min(by_rate, key=by_rate.__getitem__)
     end = "*" if rate in (RATES[optimizer][0], RATES[optimizer][-1]) else ""
     found = over(range(seeds), rate)
-    return f"{mean(found):.3f} ± {stdev(found) / seeds**0.5:.3f} ({rate:g}{end})"
+    return f"{mean_and_error(found, '.3f')} ({rate:g}{end})"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ seeds of their own; ``*``: at the end of the three. Test accuracy at the last ep
 
 import argparse
 from collections.abc import Callable
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import balanced_grad as bg
-from bench._markdown import header, row
+from bench._markdown import header, mean_and_error, row
 
 VIEWS = ("a", "b", "c", "d", "e", "odd")
 NOISE, BATCH = 0.15, 128
@@ -115,8 +115,7 @@ def cells(name: str, width: int, args: argparse.Namespace, tick: Callable[[], ob
     rate = max(by_rate, key=by_rate.__getitem__)
     tests = [run(rate, seed)[1] for seed in range(args.seeds)]
     columns = [min(x) for x in tests], [x[-1] for x in tests], [mean(x[:-1]) for x in tests]
-    spread = [f"{mean(x):.1f} ± {stdev(x) / args.seeds**0.5:.1f}" for x in columns]
-    return [*spread, f"{rate:g}{'*' if rate in (RATES[0], RATES[-1]) else ''}"]
+    return [*map(mean_and_error, columns), f"{rate:g}{'*' if rate in (RATES[0], RATES[-1]) else ''}"]
 
 
 def main() -> None:

@@ -83,8 +83,9 @@ def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, fl
     if not matrix.isfinite().all():
         return step, float("inf"), 0.0
     bends, ways = torch.linalg.eigh(matrix)
-    solved = (ways.T @ (scale * slope[free])) / bends.clamp_min(_FLAT).sqrt()
-    step[free] = -scale * (ways @ (solved / bends.clamp_min(_FLAT).sqrt()))
+    roots = bends.clamp_min(_FLAT).sqrt()
+    solved = (ways.T @ (scale * slope[free])) / roots
+    step[free] = -scale * (ways @ (solved / roots))
     nats = 0.5 * solved.square()
     return step, float(nats[bends >= _FLAT].sum()), float(nats[bends < _FLAT].sum())
 

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import math
 import os
-import statistics
 from pathlib import Path
 
 import torch
@@ -34,8 +32,7 @@ DATA = {"movies": movies, "digits": digits, "mirflickr": mirflickr}
 
 
 def spread(values, sign=""):
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.3f}{error}"
+    return markdown.mean_and_error(values, f"{sign}.3f")
 
 
 def tables(rows):

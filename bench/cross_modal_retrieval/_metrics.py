@@ -2,27 +2,12 @@
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.multiclass import OneVsRestClassifier
 
+from bench._metrics import mean_average_precision
+
 DECAY = 1e-3  # L2 of the source, per item (our reading)
-
-
-def mean_average_precision(targets, scores):
-    """Mean over labels of the average precision of ``scores (n, C)`` for ``targets (n, C)`` in {0, 1}.
-
-    A label without a positive item has no precision and is left out, as is one without a negative, which all rank
-    alike.
-
-    Raises:
-        ValueError: where no label is left.
-    """
-    targets = np.asarray(targets, bool)
-    ranked = targets.any(0) & ~targets.all(0)
-    if not ranked.any():
-        raise ValueError("no label has both positive and negative items; mean average precision has nothing to rank")
-    return float(average_precision_score(targets[:, ranked], np.asarray(scores)[:, ranked], average="macro"))
 
 
 def fit_labels(representation, targets):

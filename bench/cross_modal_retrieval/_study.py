@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from balanced_grad.models import Bernoulli, Gaussian
-from bench.cross_modal_retrieval._metrics import cosine_map, fit_labels, mean_average_precision
+from bench._metrics import mean_average_precision
+from bench.cross_modal_retrieval._metrics import cosine_map, fit_labels
 from bench.cross_modal_retrieval._paths import Path
 from bench.cross_modal_retrieval._training import STAGES, Model, fine_tune, lifted, pretrain
 

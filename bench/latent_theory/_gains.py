@@ -10,7 +10,6 @@ networks of all modalities and are no independent draws, so its interval resampl
 import json
 from collections.abc import Iterable
 from itertools import combinations
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +109,8 @@ def table(by_set: dict[str, list[Row]]) -> str:
     """A row per subset."""
     lines = [markdown.header("all against", "gamma, nats", "verdict", "points, refitted head", "points, networks")]
     for row in (row for rows in by_set.values() for row in rows):
-        own = np.array(row["own"])
-        error = f" ± {own.std(ddof=1) / sqrt(len(own)):.1f}" if len(own) > 1 else ""
         gap = f"{row['gap']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        cells = (gap, row["verdict"], f"{row['points']:+.1f}", f"{own.mean():+.1f}{error}")
+        cells = (gap, row["verdict"], f"{row['points']:+.1f}", markdown.mean_and_error(row["own"], "+.1f"))
         lines.append(markdown.row(f"{row['data']}: {row['subset']}", *cells))
     return "\n".join(lines)
 

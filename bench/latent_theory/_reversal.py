@@ -123,7 +123,7 @@ def report(seeds: int, plot: Path | None) -> str:
 
 def spread(values: Array, sign: str = "", digits: int = 3) -> str:
     """Mean and standard error."""
-    return f"{values.mean():{sign}.{digits}f} ± {values.std(ddof=1) / sqrt(len(values)):.{digits}f}"
+    return markdown.mean_and_error(values.tolist(), f"{sign}.{digits}f")
 
 
 def draw_picture(found: Found, path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("sklearn", reason="pip install 'balanced-grad[demo]'")
 
 from balanced_grad.models import Bernoulli
+from bench._metrics import mean_average_precision
 from bench.cross_modal_retrieval import __main__ as command
-from bench.cross_modal_retrieval._metrics import cosine_map, fit_labels, mean_average_precision
+from bench.cross_modal_retrieval._metrics import cosine_map, fit_labels
 from bench.cross_modal_retrieval._pairs import Pairs, digits, key, movies
 from bench.cross_modal_retrieval._paths import Path, join, over
 from bench.cross_modal_retrieval._study import Size, study
