@@ -50,7 +50,7 @@ def losses(model, count: int):
 def ways(model):
     parameters = [p for p in model.parameters() if p.requires_grad]
     balancer, apart = bg.MinNorm(), bg.MinNorm()
-    apart._source.memory.unbatchable = True
+    apart._source.memory.ways.clear()
 
     def peer(values):
         backward(list(values.values()), inputs=parameters)

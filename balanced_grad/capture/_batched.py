@@ -6,7 +6,7 @@ convolutions far longer, and what only some of the losses reach is computed for 
 """
 
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from balanced_grad.capture._gradients import seeds
 from balanced_grad.capture._walk import Walk
 
 if TYPE_CHECKING:
@@ -37,35 +36,69 @@ _OPERATORS = (  # what autograd batches at about the price of one pass per loss
 _BATCHABLE = frozenset(f"{operator}Backward{overload}" for operator in _OPERATORS for overload in range(3))
 
 
-def batched_gradients(walk: Walk, leaves: Sequence[Tensor], scale: Tensor) -> list[dict[Tensor, Tensor]] | None:
+Way = Callable[[Sequence[Tensor], Sequence[GradientEdge], Sequence[Tensor]], Sequence[Tensor | None]]
+
+
+def batched_gradients(
+    walk: Walk, leaves: Sequence[Tensor], scale: Tensor, ways: list[Way]
+) -> list[dict[Tensor, Tensor]] | None:
     """Per loss, ``scale * d loss / d leaf`` of the leaves that it reaches; None where one pass per loss is better.
 
-    The graphs are kept in either case.
-
-    Raises:
-        RuntimeError: from a hook or an operator that takes no batch.
+    The graphs are kept in either case. A way that fails, from a hook or an operator that takes no batch, is struck off
+    ``ways``; what else is wrong fails again, loss by loss.
     """
     count = len(walk.names)
-    if count * sum(leaf.numel() for leaf in leaves) > _MOST or not _pays(walk):
+    if not ways or count * sum(leaf.numel() for leaf in leaves) > _MOST or not _pays(walk):
         return None
     places = [(leaf, GradientEdge(node, 0)) for leaf in leaves for node in walk.accumulators.get(leaf, ())]
-    edges = [edge for _, edge in places]
-    dtypes = [loss.dtype for loss in walk.tensors]
-    there: list[Tensor] = []
+    one_hot = torch.eye(count, dtype=scale.dtype, device=scale.device) * scale
+    begin = [column.to(loss.dtype) for column, loss in zip(one_hot.unbind(1), walk.tensors, strict=True)]
+    while ways:
+        try:
+            with warnings.catch_warnings():
+                # An operator without a rule for batches, as attention on the CPU, runs once per loss: as it would
+                # without this.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                grads = ways[0](walk.tensors, [edge for _, edge in places], begin)
+        except RuntimeError:
+            ways.pop(0)
+            continue
+        return _by_loss(walk, [leaf for leaf, _ in places], grads)
+    return None
 
-    def pull(weights: Tensor) -> tuple[Tensor, ...]:
-        begin = seeds(dtypes, weights, scale)
-        grads = torch.autograd.grad(walk.tensors, edges, begin, retain_graph=True, allow_unused=True)
-        there[:] = [leaf for (leaf, _), grad in zip(places, grads, strict=True) if grad is not None]
+
+def both_ways() -> list[Way]:
+    """The first runs as it is what checkpointing computes anew, but no random number; the second is slower there."""
+    return [_of_autograd, _of_vmap]
+
+
+def _of_autograd(
+    losses: Sequence[Tensor], edges: Sequence[GradientEdge], begin: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(losses, edges, begin, retain_graph=True, allow_unused=True, is_grads_batched=True)
+
+
+def _of_vmap(
+    losses: Sequence[Tensor], edges: Sequence[GradientEdge], begin: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    there: list[bool] = []
+
+    def pull(*seeds: Tensor) -> tuple[Tensor, ...]:
+        grads = torch.autograd.grad(losses, edges, seeds, retain_graph=True, allow_unused=True)
+        there[:] = [grad is not None for grad in grads]
         return tuple(grad for grad in grads if grad is not None)
 
-    with warnings.catch_warnings():
-        # An operator without a rule for batches, as attention on the CPU, runs once per loss: as it would without this.
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        # Dropout in a part that is computed anew is that of the forward pass: the same for all.
-        grads = torch.func.vmap(pull, randomness="same")(torch.eye(count, dtype=scale.dtype, device=scale.device))
+    # Dropout in a part that is computed anew is that of the forward pass: the same for all.
+    grads = iter(torch.func.vmap(pull, randomness="same")(*begin))
+    return [next(grads) if met else None for met in there]
+
+
+def _by_loss(walk: Walk, leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[dict[Tensor, Tensor]]:
+    """What each loss sends to each leaf; the sum, where a leaf was met as several."""
     out: list[dict[Tensor, Tensor]] = [{} for _ in walk.names]
-    for leaf, stacked in zip(there, grads, strict=True):
+    for leaf, stacked in zip(leaves, grads, strict=True):
+        if stacked is None:
+            continue
         for sent, reached, grad in zip(out, walk.each, stacked.unbind(), strict=True):
             if leaf in reached.leaves:
                 sent[leaf] = sent[leaf] + grad if leaf in sent else grad

@@ -91,13 +91,10 @@ def needed_later(nodes: Iterable["Node"]) -> bool:
         return False
     with _lock:
         others = list(_pending)
-    return _keeps_graph() or any(map(_runs, others)) or any(map(_runs, nodes))
+    runs = torch._C._will_engine_execute_node
+    return _keeps_graph() or any(map(runs, others)) or any(map(runs, nodes))
 
 
 def _keeps_graph() -> bool:
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return bool(asked()) if asked is not None else False
-
-
-def _runs(node: Any) -> bool:
-    return bool(torch._C._will_engine_execute_node(node))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._batched import batched_gradients
+from balanced_grad.capture._batched import batched_gradients, both_ways
 from balanced_grad.capture._common import average
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import Losses
@@ -37,7 +37,7 @@ class Memory:
         self.arena = Arena()
         self.common = Arena()  # of rows that travel in another layout than that of this process
         self.window: Window | None = None
-        self.unbatchable = False  # whether a batched backward has failed
+        self.ways = both_ways()  # of a batched backward, less those that have failed
 
 
 class ParameterCapture:
@@ -136,14 +136,8 @@ class ParameterCapture:
 
     def _batched(self, scale: Tensor) -> list[dict[Tensor, Tensor]] | None:
         """All losses in one pass, where that pays and works; what cannot be batched is not tried again."""
-        if self._memory.unbatchable:
-            return None
         leaves = [*(parameter for group in self._plan.groups for parameter in group.parameters), *self._plan.bystanders]
-        try:
-            return batched_gradients(self._walk, leaves, scale)
-        except RuntimeError:  # a hook or an operator that takes no batch; what else is wrong fails again, loss by loss
-            self._memory.unbatchable = True
-            return None
+        return batched_gradients(self._walk, leaves, scale, self._memory.ways)
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The losses of this batch, as means over the processes that have them and over the micro-batches so far."""

@@ -110,7 +110,7 @@ class Walk:
 
     def needed_later(self) -> bool:
         """Whether the backward that is under way will come through these graphs after this; asked inside of it."""
-        return needed_later(node for met in self.each for node in met.nodes)
+        return needed_later(set().union(*(met.nodes for met in self.each)))
 
     def refuse_hidden(self) -> None:
         """Refuse custom Functions that train parameters by themselves."""

@@ -14,6 +14,7 @@ _MOST_PAIRED = 4
 _SMALL, _LARGE = 1e-24, 1e36  # squared norms of a chunk that float32 gives to all its digits
 _WIDENED = 16  # chunks that are doubled at a time
 _COPIED = 256  # chunks that are widened at a time
+_FEW = 1 << 18  # numbers that a CPU widens and multiplies whole in less time than it takes to look at chunks
 
 
 def gramian(rows: Tensor, segments: Sequence[int] | None = None, *, implementation: Implementation = "auto") -> Tensor:
@@ -71,8 +72,8 @@ def gramian(rows: Tensor, segments: Sequence[int] | None = None, *, implementati
 
 def _whole(rows: Tensor, pairs: Callable[[list[Tensor]], Tensor] | None = None) -> Tensor:
     count, size = rows.shape
-    if size <= CHUNK and rows.is_cpu and rows.itemsize < 8:
-        wider = rows.double()  # exact, and of so few numbers cheaper than to look whether it is needed
+    if pairs is None and rows.is_cpu and rows.itemsize < 8 and rows.numel() <= _FEW:
+        wider = rows.double()
         return wider @ wider.mT
     full = size - size % CHUNK
     total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)

@@ -80,7 +80,7 @@ def _table(
 ) -> tuple[Tensor, Tensor]:
     """Corners of each set of losses ``(S, V, K)``, filled up with zeros, and which of the V there are ``(S, V)``."""
     found = [list(corners(lower, upper, members)) for members in sets]
-    most = max(map(len, found), default=1)
+    most = max(1, *map(len, found))  # of no losses there are none, and a problem has a row at least
     nothing = [0.0] * len(lower)
     table = [some + [nothing] * (most - len(some)) for some in found]
     there = [[True] * len(some) + [False] * (most - len(some)) for some in found]

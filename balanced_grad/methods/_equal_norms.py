@@ -1,11 +1,9 @@
 import math
 
-import torch
-from torch import Tensor
-
+from balanced_grad import arrays
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Groups, Params
-from balanced_grad.methods._lengths import of_unit_size, taking_part
+from balanced_grad.methods._lengths import of_unit_size, squares, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.source import Level
 from balanced_grad.tokens import Tokens
@@ -55,14 +53,16 @@ class EqualNorms(Balancer):
             raise ValueError(f"cap={cap!r}: give a number >= 1, the largest weight")
         self.cap = cap
 
+    @arrays.ignoring_errors
     def weigh(self, problem: Problem) -> Weighting:
         """The mean length over each one's own."""
         assert problem.gramian is not None
-        active = taking_part(problem.gramian)
-        norms = of_unit_size(problem.gramian).diagonal(dim1=-2, dim2=-1).sqrt()
-        mean = torch.where(active, norms, 0).sum(-1, keepdim=True) / active.sum(-1, keepdim=True).clamp_min(1)
-        weights: Tensor = (mean / torch.where(active, norms, 1)).clamp_max(self.cap)
-        return Weighting(torch.where(active, weights, torch.ones_like(weights)))
+        gramian = arrays.of(problem.gramian)
+        active = taking_part(gramian)
+        norms = squares(of_unit_size(gramian)) ** 0.5
+        mean = arrays.total(arrays.where(active, norms, 0.0)) / arrays.at_least(arrays.total(active), 1)
+        weights = arrays.at_most(mean / arrays.where(active, norms, 1.0), self.cap)
+        return Weighting(arrays.tensor(arrays.where(active, weights, 1.0)))
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""

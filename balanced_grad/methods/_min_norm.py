@@ -3,13 +3,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from balanced_grad import arrays
+from balanced_grad.arrays import Array
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import JOINT, Groups, Params
 from balanced_grad.choices import check_choice
 from balanced_grad.methods._bounds import Bounds, Interval
-from balanced_grad.methods._lengths import growth, of_unit_size, taking_part
+from balanced_grad.methods._lengths import growth, of_unit_size, squares, taking_part
 from balanced_grad.records import Problem, Weighting
 from balanced_grad.solvers import min_norm
 from balanced_grad.source import Level
@@ -17,6 +18,7 @@ from balanced_grad.tokens import Tokens
 
 Normalize = Literal["none", "l2", "loss", "loss+"]
 Rescale = Literal["none", "sum", "mean", "cap"]
+_TINY = torch.finfo(torch.float64).tiny
 ZERO = 1e-6  # of the largest loss: smaller ones count as this, so that the weights have their limit at 0
 
 
@@ -115,60 +117,62 @@ class MinNorm(Balancer):
         self.bounds = self._bounds.intervals
         self.solver = solver
 
+    @arrays.ignoring_errors
     def weigh(self, problem: Problem) -> Weighting:
         """Minimum-norm weights of the losses that meet, 1 for the others."""
         assert problem.gramian is not None
-        gramian = of_unit_size(problem.gramian)  # a factor on all gradients changes no weight
-        diagonal = gramian.diagonal(dim1=-2, dim2=-1)
+        gramian = of_unit_size(arrays.of(problem.gramian))  # a factor on all gradients changes no weight
         active = taking_part(gramian)
-        divisor = self._divisor(diagonal, problem.losses.to(gramian), active)
+        divisor = self._divisor(squares(gramian), arrays.of(problem.losses.to(problem.gramian)), active)
         weights = self._solve(gramian, divisor, active, problem.names)
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-        weights = weights * self._length(gramian, weights, active).unsqueeze(-1)
+        weights = weights / arrays.at_least(arrays.total(weights), _TINY)
+        weights = weights * self._length(gramian, weights, active)
         if self.joint_floor and JOINT in problem.names:
             joint = problem.names.index(JOINT)
-            weights[..., joint] = weights[..., joint].clamp_min(self.joint_floor)
-        return Weighting(torch.where(active, weights, torch.ones_like(weights)))
+            weights[..., joint] = arrays.at_least(weights[..., joint], self.joint_floor)
+        return Weighting(arrays.tensor(arrays.where(active, weights, 1.0)))
 
-    def _solve(self, gramian: Tensor, divisor: Tensor, active: Tensor, names: tuple[str, ...]) -> Tensor:
+    def _solve(self, gramian: Array, divisor: Array, active: Array, names: tuple[str, ...]) -> Array:
         """Weights of the shortest point, up to a factor: of the divided gradients' hull, or of what bounds leave of it.
 
         With bounds the shares reach over a smaller simplex or polytope; its corners, each a mixture of gradients over
         the same mixture of divisors, span the hull.
         """
         if not self.bounds:
-            normalized = gramian / divisor.unsqueeze(-1) / divisor.unsqueeze(-2)
-            return min_norm(normalized, method=self.solver, active=active).weights / divisor
-        corners, there = self._bounds.corners(names, active)
-        size = (corners @ divisor.unsqueeze(-1)).squeeze(-1)
-        corners = corners / torch.where(there, size, 1.0).unsqueeze(-1)
-        solved = min_norm(corners @ gramian @ corners.mT, method=self.solver, active=there).weights
-        return (solved.unsqueeze(-2) @ corners).squeeze(-2)
+            return self._shortest(gramian / divisor[..., None] / divisor[..., None, :], active) / divisor
+        corners, there = map(arrays.of, self._bounds.corners(names, arrays.tensor(active)))
+        size = corners @ divisor[..., None]
+        corners = corners / arrays.where(there[..., None], size, 1.0)
+        weights = self._shortest(corners @ gramian @ corners.swapaxes(-1, -2), there)
+        return (weights[..., None, :] @ corners)[..., 0, :]
+
+    def _shortest(self, gramian: Array, active: Array) -> Array:
+        found = min_norm(arrays.tensor(gramian), method=self.solver, active=arrays.tensor(active))
+        return arrays.of(found.weights)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         self._bounds.check_names(names, self.notices)
 
-    def _divisor(self, diagonal: Tensor, losses: Tensor, active: Tensor) -> Tensor:
+    def _divisor(self, diagonal: Array, losses: Array, active: Array) -> Array:
         """What each gradient is divided by, up to a common factor; 1 for those that take no part."""
-        divisor = torch.ones_like(diagonal)
+        divisor = arrays.ones_like(diagonal)
         if self.normalize in ("l2", "loss+"):
-            divisor = divisor * diagonal.sqrt()
+            divisor = divisor * diagonal**0.5
         if self.normalize in ("loss", "loss+"):
-            size = torch.where(active, losses.abs(), 0)
-            largest = size.amax(-1, keepdim=True)
-            size = (size / torch.where(largest == 0, 1.0, largest)).clamp_min(ZERO)
-            divisor = divisor * size
-        return torch.where(active, divisor, 1.0)
+            size = arrays.where(active, abs(losses), 0.0)
+            largest = arrays.largest(size)
+            divisor = divisor * arrays.at_least(size / arrays.where(largest == 0, 1.0, largest), ZERO)
+        return arrays.where(active, divisor, 1.0)
 
-    def _length(self, gramian: Tensor, weights: Tensor, active: Tensor) -> Tensor:
+    def _length(self, gramian: Array, weights: Array, active: Array) -> Array:
         """Factor on the minimum-norm direction, from norms that the Gramian already holds."""
         if self.rescale == "none":
-            return torch.ones_like(weights[..., 0])
-        count = active.sum(-1)
-        factor = growth(gramian, weights, active.to(gramian))
+            return 1.0
+        count = arrays.total(active)
+        factor = growth(gramian, weights, active * arrays.ones_like(weights))
         if self.rescale == "mean":
-            return factor / count.clamp_min(1)
-        return torch.minimum(factor, count.to(factor)) if self.rescale == "cap" else factor
+            return factor / arrays.at_least(count, 1)
+        return arrays.at_most(factor, count) if self.rescale == "cap" else factor
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""

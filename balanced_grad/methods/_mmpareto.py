@@ -3,6 +3,7 @@ from typing import Literal
 
 import torch
 
+from balanced_grad import arrays
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Params, index
 from balanced_grad.choices import check_choice
@@ -61,25 +62,26 @@ class MMPareto(Balancer):
         self.gamma = gamma
         self.rescale = rescale
 
+    @arrays.ignoring_errors
     def weigh(self, problem: Problem) -> Weighting:
         """``(S, K)`` weights: one direction per encoder, one length per tensor or encoder."""
         assert problem.gramian is not None
-        parts = problem.gramian
         encoders: dict[tuple[int, ...], int] = {}
         places = tuple(encoders.setdefault(reach, len(encoders)) for reach in problem.reach)
         if not places:
-            return Weighting(torch.ones_like(parts[..., 0]))
-        parent = index(places, parts.device)
-        whole = parts.new_zeros(len(encoders), *parts.shape[1:]).index_add(0, parent, parts)
+            return Weighting(torch.ones_like(problem.gramian[..., 0]))
+        parent = index(places, problem.gramian.device)
+        added_up = problem.gramian.new_zeros(len(encoders), *problem.gramian.shape[1:])
+        whole = arrays.of(added_up.index_add_(0, parent, problem.gramian))
+        parts, parent = arrays.of(problem.gramian), arrays.of(parent)
         active = taking_part(whole)
-        pairs = (active.unsqueeze(-1) & active.unsqueeze(-2)).triu(1)
-        conflict = (pairs & ~(whole > 0)).flatten(1).any(1, keepdim=True)
-        count = active.sum(-1, keepdim=True)
-        plain = active.to(parts)
-        weights = torch.where(conflict, count * min_norm(whole, active=active).weights, plain)
-        weights, plain = weights[parent], plain[parent]
-        factor = growth(parts, weights, plain).clamp_min(1)
-        return Weighting(self.gamma * factor.unsqueeze(-1) * weights)
+        pairs = active[..., None] & active[..., None, :]
+        conflict = (pairs & ~(whole > 0)).any(-1).any(-1)[..., None]
+        shortest = min_norm(arrays.tensor(whole), active=arrays.tensor(active)).weights
+        plain = active * arrays.ones_like(whole[..., 0])
+        weights = arrays.where(conflict, arrays.total(active) * arrays.of(shortest), plain)
+        factor = arrays.at_least(growth(parts, weights[parent], plain[parent]), 1.0)
+        return Weighting(arrays.tensor(self.gamma * factor * weights[parent]))
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""

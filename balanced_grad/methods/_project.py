@@ -1,5 +1,4 @@
-import torch
-
+from balanced_grad import arrays
 from balanced_grad.balancer import Balancer
 from balanced_grad.capture import Groups, Params
 from balanced_grad.methods._lengths import of_unit_size
@@ -49,19 +48,18 @@ class Project(Balancer):
             raise TypeError(f"keep={keep!r}: give the name of the loss, or group of tokens, that is to be kept")
         self.keep = keep
 
+    @arrays.ignoring_errors
     def weigh(self, problem: Problem) -> Weighting:
         """1, and more for the kept one where others work against it."""
         assert problem.gramian is not None
-        gramian = of_unit_size(problem.gramian)
-        weights = torch.ones_like(gramian[..., 0])
-        if self.keep not in problem.names:
-            return Weighting(weights)
-        kept = problem.names.index(self.keep)
-        against = gramian[..., kept, :].clamp_max(0).sum(-1)
-        square = gramian[..., kept, kept]
-        more = torch.where(square == 0, torch.zeros_like(against), against / square)
-        weights[..., kept] -= more
-        return Weighting(weights)
+        gramian = of_unit_size(arrays.of(problem.gramian))
+        weights = arrays.ones_like(gramian[..., 0])
+        if self.keep in problem.names:
+            kept = problem.names.index(self.keep)
+            against = arrays.at_most(gramian[..., kept, :], 0.0).sum(-1)
+            square = gramian[..., kept, kept]
+            weights[..., kept] -= arrays.where(square == 0, 0.0, against / square)
+        return Weighting(arrays.tensor(weights))
 
     def settings(self) -> dict[str, object]:
         """Its own, and the common ones."""

@@ -79,7 +79,7 @@ def min_norm(
     terms = None
     if not (linear is None and lower is None and upper is None and inequalities is None):
         terms = _checks.check_terms(gramian, method, linear, lower, upper, inequalities)
-    elif method == "auto" and gramian.dim() == 2 and gramian.is_cpu:
+    elif method == "auto" and gramian.is_cpu and (gramian.dim() == 2 or _few(gramian)):
         return _host.solve_tensor(gramian, active, dtype, tol, slack)
     G = gramian.detach().to(torch.float64).reshape(-1, M, M)
     G = 0.5 * G + 0.5 * G.mT  # the form w'Gw sees no more of it
@@ -100,7 +100,13 @@ def min_norm(
 
 # What rounding may hide, relative: noise of G's dtype, and of fp64 arithmetic on up to four rows.
 _TOLERANCE = {torch.float64: 2.0**-48, torch.float32: 2.0**-22}
+_MOST_LOOPED = 32  # problems with a closed form: up to here one after another is faster than all at once
 _MOST_BATCHED = 16  # rows: beyond this a loop over LAPACK is faster than vectorising over the batch
+
+
+def _few(gramian: Tensor) -> bool:
+    """Whether a loop over the closed form is the fastest."""
+    return gramian.shape[-1] <= 3 and 0 < gramian.numel() <= _MOST_LOOPED * gramian.shape[-1] ** 2
 
 
 def _choose(G: Tensor) -> str:

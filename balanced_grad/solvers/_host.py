@@ -19,14 +19,24 @@ _LEAST, _MOST = 1e-100, 1e100  # cubes of these are numbers still
 
 
 def solve_tensor(gramian: Tensor, active: Tensor | None, dtype: torch.dtype, tol: float, slack: float) -> MinNormResult:
-    """One `(M, M)` CPU Gramian with as few tensor calls as the result allows."""
-    if active is not None:
-        weights, gap, iterations, status = solve_active(gramian.tolist(), active.tolist(), tol, slack)
-    else:
-        weights, gap, iterations, status = solve_rows(gramian.tolist(), tol, slack)
+    """One `(M, M)` CPU Gramian, or each of a few `(..., M, M)`, with as few tensor calls as the result allows."""
     kind = np.float64 if dtype is torch.float64 else np.float32
-    values = torch.from_numpy(np.array(weights, kind))  # the cheapest way from numbers to a tensor
-    return MinNormResult(values, gap, iterations, status)
+    if gramian.dim() == 2:
+        on = None if active is None else active.tolist()
+        weights, gap, iterations, status = _solve_one(gramian.tolist(), on, tol, slack)
+        values = torch.from_numpy(np.array(weights, kind))  # the cheapest way from numbers to a tensor
+        return MinNormResult(values, gap, iterations, status)
+    batch, M = gramian.shape[:-2], gramian.shape[-1]
+    problems = gramian.reshape(-1, M, M).tolist()
+    masks = [None] * len(problems) if active is None else active.reshape(-1, M).tolist()
+    answers = [_solve_one(problem, mask, tol, slack) for problem, mask in zip(problems, masks, strict=True)]
+    found, *rest = (np.array(x) for x in zip(*answers, strict=True))
+    values = torch.from_numpy(found.astype(kind)).view(gramian.shape[:-1])
+    return MinNormResult(values, *(torch.from_numpy(x).view(batch) for x in rest))
+
+
+def _solve_one(G: Matrix, active: Sequence[bool] | None, tol: float, slack: float) -> Answer:
+    return solve_rows(G, tol, slack) if active is None else solve_active(G, active, tol, slack)
 
 
 def solve_rows(G: Matrix, tol: float, slack: float) -> Answer:

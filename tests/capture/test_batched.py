@@ -272,3 +272,17 @@ def test_torch_shows_which_hook_a_saved_tensor_has(x):
     """Private, and named here: without it every pass computes anew, which is slower and nothing else."""
     out = checkpoint(torch.tanh, x.requires_grad_(), use_reentrant=False)  # which a saved tensor does not keep alive
     assert out.grad_fn._raw_saved_result.unpack_hook.__module__ == "torch.utils.checkpoint"
+
+
+@pytest.mark.parametrize(("dropout", "left"), [(0.0, 2), (0.5, 1)])
+def test_random_numbers_that_are_drawn_anew_take_the_second_way(x, dropout, left):
+    trunk = Stack(3, dropout=dropout)
+
+    def losses():
+        z = trunk(x)
+        return {"joint": z.square().mean(), "text": z[:, 1:].abs().mean()}
+
+    parts = {"trunk": trunk}
+    balancer = bg.MinNorm(params=nn.ModuleDict(parts).to(DTYPE).named_parameters())
+    run(parts, losses, balancer=balancer)
+    assert len(balancer._source.memory.ways) == left
