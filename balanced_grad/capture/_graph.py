@@ -25,12 +25,14 @@ class Reached:
         nodes: all others.
         noted: of these, those of the kinds asked for.
         custom: of these, those of custom Functions that hold trainable parameters, or run a part of the model anew.
+        uses: one entry per edge: the node that it leads to.
     """
 
     leaves: dict[Tensor, list["Node"]] = field(default_factory=dict)
     nodes: set["Node"] = field(default_factory=set)
     noted: list["Node"] = field(default_factory=list)
     custom: list["Node"] = field(default_factory=list)
+    uses: list["Node"] = field(default_factory=list)
 
 
 def anchor(device: torch.device | None) -> Tensor:
@@ -61,9 +63,11 @@ def reached(loss: Tensor | GradientEdge, kinds: Collection[type] = (), stop: Col
                     seen.add(target)
                     out.noted.append(target)
                 target, output = target.next_functions[output]
-            if target is not None and target not in seen:
-                seen.add(target)
-                stack.append(target)
+            if target is not None:
+                out.uses.append(target)
+                if target not in seen:
+                    seen.add(target)
+                    stack.append(target)
         if not stack:
             return out
         node = stack.pop()

@@ -27,6 +27,7 @@ class Rows:
         self._views = [self.views(row) for row in self.flat]
         self.defined = [False] * len(group.parameters)
         self._output: tuple[Tensor, int | None] | None = None
+        self._stacks: list[Tensor] = []
 
     @staticmethod
     def row_bytes(group: Group) -> int:
@@ -39,6 +40,16 @@ class Rows:
             row = torch.view_as_complex(row.view(-1, 2))
         start = row.storage_offset()
         return [row.as_strided(shape, stride, start + offset) for shape, stride, offset in self._layout]
+
+    def stacks(self) -> dict[Tensor, Tensor]:
+        """Per parameter the gradients of all losses, ``(R, ...)`` views of the rows."""
+        if not self._stacks:
+            whole = self.flat
+            if self.group.parameters[0].is_complex():
+                whole = torch.view_as_complex(whole.view(len(whole), -1, 2))
+            step = whole.stride(0)
+            self._stacks = [whole.as_strided((len(whole), *x), (step, *y), start) for x, y, start in self._layout]
+        return dict(zip(self.group.parameters, self._stacks, strict=True))
 
     @property
     def size(self) -> int:

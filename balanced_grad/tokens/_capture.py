@@ -54,7 +54,7 @@ class TokenCapture(ParameterCapture):
         self._tokens, self._positions = tokens, positions
         super().__init__(losses, params, partition, memory, processes)
         self._values = self._values.expand(len(self._plan.names))
-        self._views: dict[Tensor, list[Tensor]] = {}
+        self._stacks: dict[Tensor, Tensor] = {}
 
     def _planned(self) -> Plan:
         walk = self._walk
@@ -84,8 +84,7 @@ class TokenCapture(ParameterCapture):
         for rows in self._rows:
             if rows.group.shared:
                 rows.zero()
-                for _, parameter, _, view in rows.places():
-                    self._views.setdefault(parameter, []).append(view)
+                self._stacks |= rows.stacks()
         apart = [group for group in self._plan.groups if not group.shared]
         beside = list(self._plan.bystanders)
         wanted = [*(parameter for group in apart for parameter in group.parameters), *beside]
@@ -98,7 +97,7 @@ class TokenCapture(ParameterCapture):
             else:
                 self._exclusive += exclusive(group.losses[0], group.parameters, grads)
         self._beside += exclusive(0, beside, [next(received) for _ in beside])
-        self._views = {}
+        self._stacks = {}
 
     def _received(self, wanted: list[Tensor], scale: Tensor) -> list[Tensor | None]:
         anchor = get_gradient_edge(self._tokens.anchor)
@@ -114,9 +113,13 @@ class TokenCapture(ParameterCapture):
     def receive(self, layer: nn.Module, inputs: Tensor, grad: Tensor) -> None:
         """Called by a tag: what went through one call of a layer."""
         for name, parts in split(layer, inputs, grad, self._positions).items():
-            parameter = layer._parameters[name]
-            if parameter is not None and parameter in self._views:
-                torch._foreach_add_(self._views[parameter], parts)
+            stack = self._stacks.get(layer._parameters[name])  # type: ignore[arg-type]
+            if stack is None:
+                continue
+            if isinstance(parts, Tensor):
+                stack.add_(parts)
+            else:
+                torch._foreach_add_(stack.unbind(0), parts)
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The groups, each with the one loss."""

@@ -1,11 +1,12 @@
 """How the layers that one loss came through are split."""
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from balanced_grad.capture import Losses, Walk, reached
 from balanced_grad.tokens._masks import REST, Positions
@@ -37,7 +38,7 @@ def look(walk: Walk, tokens: Tokens, positions: Positions) -> Layers:
     kind = tag_type()
     noted: list[Any] = [node for node in walk.each[0].noted if type(node) is kind]
     met = [tag for tag in noted if tag.call.anchor is tokens.anchor]  # others may watch the same layers
-    elsewhere = _beside_tags(walk.tensors[0], met)
+    elsewhere = _beside_tags(walk, met)
     calls: dict[Tensor, list[bool]] = {}
     shapes: dict[Tensor, torch.Size] = {}
     for tag in met:
@@ -60,19 +61,24 @@ def look(walk: Walk, tokens: Tokens, positions: Positions) -> Layers:
     return Layers(tags, chosen, why)
 
 
-def _beside_tags(loss: Tensor, tags: list[Any]) -> Mapping[Tensor, object]:
-    """The leaves that the loss reaches by another way than through a tagged layer."""
-    inside: set[Node] = {tag.next_functions[0][0] for tag in tags}
-    first = reached(loss, stop=inside)
-    out: dict[Tensor, object] = dict(first.leaves)
-    seen = inside | first.nodes
-    for tag in tags:
-        start = tag.call.upstream
-        if start is not None and start.node not in seen:
-            further = reached(start, stop=seen)
-            out |= further.leaves
-            seen |= further.nodes
-    return out
+def _beside_tags(walk: Walk, tags: list[Any]) -> set[Tensor]:
+    """The leaves that the loss reaches by another way than through a tagged layer.
+
+    More edges lead there in the whole graph than from between the inputs and the outputs of tagged layers. So they do
+    to a cast of the weight, which autocast keeps for all who use it.
+    """
+    ends = {tag.call.upstream.node for tag in tags if tag.call.upstream is not None}
+    stack = [tag.next_functions[0][0] for tag in tags]
+    inside: Counter[Node] = Counter()
+    while stack:
+        for child, _ in stack.pop().next_functions:
+            if child is not None and child not in ends:
+                if child not in inside:
+                    stack.append(child)
+                inside[child] += 1
+    whole = Counter(walk.each[0].uses)
+    elsewhere = [node for node, count in inside.items() if whole[node] > count]
+    return {leaf for node in elsewhere for leaf in reached(GradientEdge(node, 0)).leaves}
 
 
 def shares(losses: Losses, tokens: Tokens, positions: Positions) -> dict[Tensor, tuple[tuple[str, ...], str]]:

@@ -10,7 +10,7 @@ from balanced_grad.tokens._masks import Positions
 _NARROW = 64  # features up to which the products of all groups are one, of a masked factor
 _LEADING = (nn.Embedding, nn.LayerNorm, nn.RMSNorm)  # whose features are the last dimension of the output
 _TRAILING = (nn.Conv1d, nn.Conv2d)  # whose features are the second one
-Parts = dict[str, list[Tensor]]  # name of a parameter -> its gradient for each group
+Parts = dict[str, Tensor | list[Tensor]]  # name of a parameter -> its gradient for each group, in one tensor or apart
 
 
 def splits(layer: nn.Module) -> bool:
@@ -39,25 +39,28 @@ def _of_linear(layer: nn.Module, inputs: Tensor, grad: Tensor, positions: Positi
     grad = grad.reshape(-1, grad.shape[-1])
     out: Parts = {}
     if _trains(layer, "weight"):
-        products = _products(grad, inputs.reshape(-1, inputs.shape[-1]).to(grad.dtype), positions)
-        out["weight"] = [product.mT for product in products] if _is_transposed(layer) else products
+        inputs = inputs.reshape(-1, inputs.shape[-1]).to(grad.dtype)
+        out["weight"] = (
+            _products(inputs, grad, positions) if _is_transposed(layer) else _products(grad, inputs, positions)
+        )
     if _trains(layer, "bias"):
-        out["bias"] = [mask @ grad for mask in positions.masks(grad)]
+        out["bias"] = positions.masks(grad) @ grad
     return out
 
 
-def _products(grad: Tensor, inputs: Tensor, positions: Positions) -> list[Tensor]:
-    """Masked in the narrower factor, so that the wider one is read once; by index where both are wide."""
-    count, wide = len(positions.names), min(grad.shape[1], inputs.shape[1]) > _NARROW
-    indices = positions.indices(grad.device) if wide else None
+def _products(left: Tensor, right: Tensor, positions: Positions) -> Tensor | list[Tensor]:
+    """``Σ_t left_t right_tᵀ``: masked in the narrower factor, so that the wider one is read once.
+
+    Where both are wide, by index.
+    """
+    count, narrow, wide = len(positions.names), left.shape[1], right.shape[1]
+    indices = positions.indices(left.device) if min(narrow, wide) > _NARROW else None
     if indices is not None:
-        return [grad[index].mT @ inputs[index] for index in indices]
-    masks = positions.columns(grad)
-    if grad.shape[1] <= inputs.shape[1]:
-        stacked = (masks * grad.unsqueeze(1)).reshape(len(grad), -1)
-        return list((stacked.mT @ inputs).view(count, grad.shape[1], inputs.shape[1]).unbind(0))
-    stacked = (masks * inputs.unsqueeze(1)).reshape(len(grad), -1)
-    return list((grad.mT @ stacked).view(grad.shape[1], count, inputs.shape[1]).unbind(1))
+        return [left[index].mT @ right[index] for index in indices]
+    masks = positions.columns(left)
+    if narrow <= wide:
+        return ((masks * left.unsqueeze(1)).flatten(1).mT @ right).view(count, narrow, wide)
+    return (left.mT @ (masks * right.unsqueeze(1)).flatten(1)).view(narrow, count, wide).transpose(0, 1)
 
 
 def _by_replay(layer: nn.Module, inputs: Tensor, grad: Tensor, positions: Positions) -> Parts:

@@ -245,3 +245,38 @@ def test_nothing_is_read_on_the_host_but_masks_on_the_cpu():
     scalar = balancer({"joint": loss}, tokens=masks())
     with NoHostReads():
         scalar.backward()
+
+
+class Twice(nn.Module):
+    """One layer that is called twice, and whose weight is used once more outside of it, or not."""
+
+    def __init__(self, outside):
+        super().__init__()
+        self.layer, self.head, self.outside = nn.Linear(F, F), nn.Linear(F, 1), outside
+
+    def forward(self, x):
+        x = self.layer(self.layer(x).relu())
+        return self.head(nn.functional.linear(x, self.layer.weight) if self.outside else x).float().square().mean()
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_weight_that_is_used_outside_of_its_layer_is_not_split(autocast, outside):
+    """Under autocast all uses share one cast of it."""
+    torch.manual_seed(0)
+    model, x = Twice(outside), torch.randn(B, T, F)
+    tokens = bg.Tokens(model)
+    balancer = Ones(level=tokens)
+
+    def loss():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return model(x)
+
+    balancer({"joint": loss()}, tokens=masks()).backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss().backward()
+    close = {"rtol": 2e-2, "atol": 1e-3} if autocast else {}
+    for parameter, grad in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(grad, parameter.grad, **close)
+    assert tokens.unsplit() == ({"layer.weight": "it is used outside of its layer too"} if outside else {})
