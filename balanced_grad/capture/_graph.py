@@ -24,7 +24,7 @@ class Reached:
             that was moved between forward and backward has another one by now.
         nodes: all others.
         noted: of these, those of the kinds asked for.
-        custom: of these, those of custom Functions that hold trainable parameters, or run a part of the model anew.
+        custom: of the rest, those of custom Functions that hold trainable parameters, or run a part of the model anew.
         uses: one entry per edge: the node that it leads to.
     """
 
@@ -80,7 +80,7 @@ def reached(loss: Tensor | GradientEdge, kinds: Collection[type] = (), stop: Col
         out.nodes.add(node)
         if type(node) in kinds:
             out.noted.append(node)
-        if trains_by_itself(node):
+        elif trains_by_itself(node):
             out.custom.append(node)
 
 

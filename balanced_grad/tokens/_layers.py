@@ -67,7 +67,7 @@ def _beside_tags(walk: Walk, tags: list[Any]) -> set[Tensor]:
     More edges lead there in the whole graph than from between the inputs and the outputs of tagged layers. So they do
     to a cast of the weight, which autocast keeps for all who use it.
     """
-    ends = {tag.call.upstream.node for tag in tags if tag.call.upstream is not None}
+    ends = {tag.call.upstream for tag in tags}
     stack = [tag.next_functions[0][0] for tag in tags]
     inside: Counter[Node] = Counter()
     while stack:

@@ -1,11 +1,13 @@
 """An identity behind a layer, whose backward hands what went through the layer to whoever takes gradients."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
 
 
 class Receiver(Protocol):
@@ -23,14 +25,14 @@ class Call:
         layer: that was called.
         shape: of its output.
         anchor: the leaf of whoever watches the layer.
-        upstream: where the gradient of the input goes; None for one without.
+        upstream: the node that made the input; None for a leaf, and where no gradient goes.
         receiver: who takes gradients right now.
     """
 
     layer: nn.Module
     shape: torch.Size
     anchor: Tensor
-    upstream: GradientEdge | None
+    upstream: "Node | None"
     receiver: Receiver | None = None
 
 
@@ -73,8 +75,7 @@ def watch(layer: nn.Module, anchor: Tensor) -> Any:
         if torch.compiler.is_compiling() or not isinstance(output, Tensor) or not output.requires_grad:
             return None
         inputs = args[0] if args else next(iter(kwargs.values()))
-        upstream = get_gradient_edge(inputs) if inputs.requires_grad else None
-        call = Call(module, output.shape, anchor, upstream)
+        call = Call(module, output.shape, anchor, inputs.grad_fn)
         here = anchor if anchor.device == output.device else anchor.to(output.device)
         tagged: Tensor = Tag.apply(output, here, inputs.detach(), call)  # type: ignore[no-untyped-call]
         return tagged
