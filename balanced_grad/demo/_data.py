@@ -1,7 +1,7 @@
 """What the demo trains on: three splits of aligned modalities, standardised with training statistics only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +67,7 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         """Copy the data to a device."""
-        splits = (split.to(device) for split in (self.train, self.val, self.test))
-        return Dataset(self.name, self.title, self.classes, *splits, groups=self.groups)
+        return replace(self, **{split: getattr(self, split).to(device) for split in SPLITS})
 
 
 def build(
@@ -85,11 +84,10 @@ def build(
     """
     scaled = {view: torch.from_numpy(scale(x, split == 0)) for view, x in views.items()}
     targets = torch.from_numpy(labels.astype(np.int64))
-    parts = []
-    for code in range(len(SPLITS)):
-        rows = torch.from_numpy(np.flatnonzero(split == code))
-        parts.append(Split(scaled, targets)[rows])
-    return Dataset(name, title, int(labels.max()) + 1, *parts, groups=groups and _grouped(*groups, split))
+    rows = (torch.from_numpy(np.flatnonzero(split == code)) for code in range(len(SPLITS)))
+    train, val, test = (Split(scaled, targets)[each] for each in rows)
+    together = None if groups is None else _grouped(*groups, split)
+    return Dataset(name, title, int(labels.max()) + 1, train, val, test, together)
 
 
 def _grouped(kind: str, members: Array, split: Array) -> Groups:

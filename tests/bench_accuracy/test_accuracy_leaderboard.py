@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from balanced_grad.demo._data import DemoError
-from bench.accuracy._board import Board, judging_error
+from bench.accuracy._board import Board
 from bench.accuracy._evaluate import pack
+from bench.accuracy._judging import cautions, judging_error
 from bench.accuracy._leaderboard import MISSING, leaderboard
-from bench.accuracy._report import cautions
 from bench.accuracy._statistics import read
 
 ITEMS = 200
