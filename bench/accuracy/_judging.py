@@ -52,8 +52,9 @@ def cautions(group: Group) -> list[str]:
     """Too few validation items, items that belong together, training that ended too early."""
     out, error = [], judging_error(group)
     if error > TOO_SMALL and trusted(group.protocol.dataset):
+        of = f" of {counted(group)}" if group.clusters else ""
         out.append(
-            f"Its validation part{of(group, 'val')} is too small to judge settings and epochs: one accuracy there has a"
+            f"Its validation part{of} is too small to judge settings and epochs: one accuracy there has a"
             f" standard error of {error:.1f} points."
         )
     if group.clusters:
@@ -64,6 +65,6 @@ def cautions(group: Group) -> list[str]:
     return [line for text in out for line in (text, "")]
 
 
-def of(group: Group, split: str) -> str:
-    """``" of 2 people"`` where items belong together."""
-    return f" of {group.count(split)} {group.kind}" if group.clusters else ""
+def counted(group: Group) -> str:
+    """Who validates, such as ``"2 people"``."""
+    return f"{group.count('val')} {group.kind}"

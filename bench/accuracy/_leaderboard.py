@@ -6,7 +6,7 @@ from balanced_grad.demo._data import DemoError
 from bench._markdown import header, narrow, row
 from bench.accuracy._board import FEWEST, LATE, MARGIN, SIGNS, Board, Field, cost
 from bench.accuracy._data import trusted
-from bench.accuracy._judging import TOO_SMALL, judging_error, of
+from bench.accuracy._judging import TOO_SMALL, counted, judging_error
 from bench.accuracy._methods import BASELINE, BY_NAME, UNIFORM
 from bench.accuracy._report import OPTIMIZERS, command_of
 from bench.accuracy._statistics import Group, in_order, read
@@ -147,7 +147,9 @@ def source(group: Group) -> str:
     return row(
         title(Field((group,))),
         f"{at.trials} x {at.tuning_seeds}" if at.trials > 1 else "defaults",
-        f"{error:.1f}{of(group, 'val')}" + " (too small to judge)" * (error > TOO_SMALL),
+        f"{error:.1f}"
+        + (f", {counted(group)}" if group.clusters else "")
+        + " (too small to judge)" * (error > TOO_SMALL),
         f"{noted({run['versions']['balanced-grad'] for run in runs})}; {dates[0]} to {dates[-1]}",
         noted({run.get("commit") for run in runs}),
         noted({run.get("machine", {}).get("processor") for run in runs}),

@@ -147,10 +147,11 @@ def section(group: Group, image: str) -> str:
     """One data set under one protocol."""
     at, first = group.protocol, group.first
     items = " / ".join(f"{count} {split}" for split, count in first["items"].items())
+    fold = " in the first fold" if len(group.clusters) > 1 else ""
     seeds = max(len(runs) for runs in group.runs.values())
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     facts = (
-        f"{first['title']}. {items} items; {at.epochs} epochs, {seeds} seeds, {at.trials} trials per method; "
+        f"{first['title']}. {items} items{fold}; {at.epochs} epochs, {seeds} seeds, {at.trials} trials per method; "
         f"{first['date']}, {versions}."
     )
     lines = [f"## {heading(at)}", "", facts, "", f"![{heading(at)}]({image})", ""]

@@ -141,7 +141,7 @@ def test_many_items_of_few_people_are_too_few_to_judge(written, tmp_path):
     assert few.startswith("Its validation part of 2 people is too small")
     assert over == "Its intervals are over people and not over items; there are 2 to test."
     leaderboard(tmp_path, tmp_path / "leaderboard.md")
-    assert "| 4 x 1 | 35.4 of 2 people (too small to judge) |" in (tmp_path / "leaderboard.md").read_text()
+    assert "| 4 x 1 | 35.4, 2 people (too small to judge) |" in (tmp_path / "leaderboard.md").read_text()
 
 
 def test_a_study_over_folds(tmp_path):
