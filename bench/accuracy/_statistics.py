@@ -83,6 +83,7 @@ class Group:
         """1.0 for each test item a seed got wrong, ``(seeds, items)``, and the group of each item, where it has one.
 
         Folds test other items, which come one after the other in a single row: the mean over the seeds of each fold.
+        That those of a fold share its network is left out (ours): an interval of ten people may be a little narrow.
         """
         runs, folds = self.runs[method], {}
         for seed in seeds:
