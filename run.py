@@ -44,6 +44,7 @@ def set_up(extra: str) -> None:
     if extra == "dev":
         # It asks for torchvision, which has no build beside a CPU torch and which nothing that we use of it imports.
         call(*PIP, "--no-deps", "backpack-for-pytorch")
+        call(*PIP, "--no-deps", "scikit-multimodallearn")  # of which one file is read, see demo/_packaged.py
     _stamp(extra).write_text(wanted)
 
 

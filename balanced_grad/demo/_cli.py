@@ -40,8 +40,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help=f"{' or '.join(BUILT_IN)} (built in), {', '.join(PACKAGED)} (in packages that balanced-grad[bench] "
-        "brings), or a set in --data such as mfeat or avmnist:clean,noisy (default: digits)",
+        help=f"{' or '.join(BUILT_IN)} (built in), {', '.join(PACKAGED)} (in packages; a missing one is named "
+        "with its command), or a set in --data such as mfeat or avmnist:clean,noisy (default: digits)",
     )
     parser.add_argument(
         "--data",

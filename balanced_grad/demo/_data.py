@@ -1,8 +1,8 @@
 """What the demo trains on: three splits of aligned modalities, standardised with training statistics only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +38,19 @@ class Split:
         return Split({name: x.to(device) for name, x in self.inputs.items()}, self.labels.to(device))
 
 
+class Groups(NamedTuple):
+    """Items that belong together, such as the recordings of one person: they are no independent evidence.
+
+    ``kind`` is their name in the plural, ``codes[split]`` has the group of each item, ``(n,)``.
+    """
+
+    kind: str
+    codes: Mapping[str, Array]
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A multi-modal classification set in three disjoint splits."""
+    """A multi-modal classification set in three disjoint splits; without ``groups`` every item is on its own."""
 
     name: str
     title: str
@@ -48,6 +58,7 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    groups: Groups | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -56,19 +67,32 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         """Copy the data to a device."""
-        splits = (split.to(device) for split in (self.train, self.val, self.test))
-        return Dataset(self.name, self.title, self.classes, *splits)
+        return replace(self, **{split: getattr(self, split).to(device) for split in SPLITS})
 
 
-def build(name: str, title: str, views: Mapping[str, Array], labels: Array, split: Array) -> Dataset:
-    """Cut whole arrays by their split codes (0 train, 1 val, 2 test) and scale them."""
+def build(
+    name: str,
+    title: str,
+    views: Mapping[str, Array],
+    labels: Array,
+    split: Array,
+    groups: tuple[str, Array] | None = None,
+) -> Dataset:
+    """Cut whole arrays by their split codes (0 train, 1 val, 2 test) and scale them.
+
+    ``groups`` are what the groups are called in the plural, and the group of each item, ``(n,)``, of any type.
+    """
     scaled = {view: torch.from_numpy(scale(x, split == 0)) for view, x in views.items()}
     targets = torch.from_numpy(labels.astype(np.int64))
-    parts = []
-    for code in range(len(SPLITS)):
-        rows = torch.from_numpy(np.flatnonzero(split == code))
-        parts.append(Split(scaled, targets)[rows])
-    return Dataset(name, title, int(labels.max()) + 1, *parts)
+    rows = (torch.from_numpy(np.flatnonzero(split == code)) for code in range(len(SPLITS)))
+    train, val, test = (Split(scaled, targets)[each] for each in rows)
+    together = None if groups is None else _grouped(*groups, split)
+    return Dataset(name, title, int(labels.max()) + 1, train, val, test, together)
+
+
+def _grouped(kind: str, members: Array, split: Array) -> Groups:
+    codes = np.unique(members, return_inverse=True)[1]
+    return Groups(kind, {part: codes[split == code] for code, part in enumerate(SPLITS)})
 
 
 def scale(x: Array, train: Array) -> Array:

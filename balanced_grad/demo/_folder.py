@@ -1,7 +1,8 @@
 """Real data sets from a folder: ``DIR/NAME/NAME.npz`` with ``NAME.json`` beside it.
 
 Two forms are read. The plain form holds one array per modality listed in the json's ``modalities``,
-``label``, and ``split`` (0 train, 1 val, 2 test). The paired form (``avmnist``) holds arrays per split, whose
+``label``, and ``split`` (0 train, 1 val, 2 test). Where items belong together, an array ``group`` or ``video_id`` says
+which do, so that intervals count groups. The paired form (``avmnist``) holds arrays per split, whose
 recordings are shared by several items; a variant of it is written behind a colon, image then audio:
 ``avmnist:clean,noisy``.
 """
@@ -16,7 +17,8 @@ from balanced_grad.demo._data import SPLITS, Array, Dataset, DemoError, build
 
 IMAGES = {"clean": "image", "pca25": "image_pca25"}
 SOUNDS = ("clean", "noisy")
-RESERVED = {"joint", "label", "split"}
+GROUPS = {"group": "groups", "video_id": "videos"}  # arrays, and what they count
+RESERVED = {"joint", "label", "split", *GROUPS}
 
 
 def available(root: Path) -> list[str]:
@@ -57,7 +59,8 @@ def _plain(name: str, title: str, arrays: dict[str, Array], modalities: list[str
             f"{name}.npz: every modality is (items, features) or (items, height, width), as long as 'split',"
             f" and 'split' holds 0, 1 and 2 (train, val, test); wrong: {wrong or 'split'}"
         )
-    return build(name, title, views, arrays["label"], split)
+    groups = next(((kind, arrays[key]) for key, kind in GROUPS.items() if key in arrays), None)
+    return build(name, title, views, arrays["label"], split, groups)
 
 
 def _paired(request: str, title: str, arrays: dict[str, Array], variant: str) -> Dataset:

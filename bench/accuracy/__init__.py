@@ -16,6 +16,9 @@ on where it stopped. The protocol, the same for every method and every baseline:
 * The checkpoint is the epoch with the best validation accuracy (ties: the lower negative log-likelihood).
 * Three prediction rules for every run: the method's own (as a rule its fused head), the plain product of fused and
   uni-modal heads, and that product with one weight per head, fitted on validation items.
+* Where items belong together, as those of one person, intervals are over people, and validation is judged by them.
+  ``watch:folds`` is ``watch`` with other people for each seed, at the defaults: whoever validates in one fold is tested
+  in another, so that no choice for all would be clean.
 * Where validation items cannot be trusted (``mosi``, whose features were made with their labels), nothing is chosen on
   them: defaults and the last epoch.
 """

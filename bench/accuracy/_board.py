@@ -6,14 +6,12 @@ from statistics import mean, median
 
 from scipy.stats import rankdata
 
-from bench.accuracy._methods import BASELINE
-from bench.accuracy._statistics import Group, in_order
+from bench.accuracy._statistics import Group
 from bench.accuracy._study import Line
 
 MARGIN = 0.5  # points: what the choice of settings alone moves, see docs/results.md
 FEWEST = 2  # seeds in common, below which nothing is compared
 LATE = 0.5  # share of runs whose best epoch is the last, above which they were still improving
-TOO_SMALL = 1.0  # points: a standard error of validation accuracy under which a part can judge settings
 SIGNS = {1: "+", 0: "", -1: "-"}
 
 
@@ -108,10 +106,3 @@ def cost(boards: list[Board], method: str) -> float | None:
     groups = [group for board in boards for field in board.fields if (group := field.of(method))]
     ratios = [mean(group.values(method, step_ratio)) for group in groups]
     return median(ratios) if ratios else None
-
-
-def judging_error(group: Group) -> float:
-    """Standard error of one validation accuracy, in points, at that of joint training, else of its first method."""
-    name = BASELINE.name if BASELINE.name in group.runs else in_order(group.runs)[0]
-    share = mean(group.values(name, lambda run: run["rules"]["fused"]["val"]["accuracy"])) / 100
-    return 100 * (share * (1 - share) / group.first["items"]["val"]) ** 0.5

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from balanced_grad.demo._data import DemoError
-from bench._markdown import header, row
-from bench.accuracy._board import FEWEST, LATE, MARGIN, SIGNS, TOO_SMALL, Board, Field, cost, judging_error
+from bench._markdown import header, narrow, row
+from bench.accuracy._board import FEWEST, LATE, MARGIN, SIGNS, Board, Field, cost
 from bench.accuracy._data import trusted
+from bench.accuracy._judging import TOO_SMALL, counted, judging_error
 from bench.accuracy._methods import BASELINE, BY_NAME, UNIFORM
 from bench.accuracy._report import OPTIMIZERS, command_of
 from bench.accuracy._statistics import Group, in_order, read
 
 MISSING = "missing"
-COLUMNS = 5  # sets beside the method
 TITLES = {"fused": "The method's own prediction", "fitted": "The product of its heads, weights fitted on validation"}
 TEXT = f"""\
 # Leaderboard
@@ -22,9 +22,9 @@ not count.
 
 * **Default** is the first setting of every method, **tuned** the best of its trials on validation items. At an equal
   budget: the same epochs, number of trials, learning rates to choose from and seeds.
-* **Win, tie, loss**: paired over seeds and test items. A tie is a 95 % interval of the difference that holds zero, or
-  a difference below {MARGIN} points, which is what the choice of settings alone moves. Nothing is compared on fewer
-  than {FEWEST} common seeds.
+* **Win, tie, loss**: paired over seeds and test items, or people and the like where items of one belong together. A
+  tie is a 95 % interval of the difference that holds zero, or a difference below {MARGIN} points, which is what the
+  choice of settings alone moves. Nothing is compared on fewer than {FEWEST} common seeds.
 * **Rank** is by mean test accuracy, 1 the best, over the number of sets in brackets. Where only some methods have
   lines, ranks are stretched to the number of all. A mean over few sets says little.
 * **Cost** is the time of a step over that of joint training, taken in turns; the median over the sets.
@@ -37,7 +37,8 @@ Test accuracy of the method's own prediction, percent, mean over the seeds; `+` 
 uniform. `↑`: in more than {100 * LATE:.0f} % of the runs the best epoch is the last; longer training may give more.
 """
 SOURCES = f"""\
-Error of judging: a standard error of one validation accuracy, in points. *Too small to judge*: it is above
+Error of judging: a standard error of one validation accuracy, in points, where items of one person or so belong
+together by how alike they are. *Too small to judge*: it is above
 {TOO_SMALL:g}, so that settings and epochs are chosen there largely by chance.
 """
 OWN = """\
@@ -114,10 +115,9 @@ def by_set(boards: dict[str, Board], methods: list[str]) -> str:
         out += [f"### {name.capitalize()} settings", ""]
         if not board.fields:
             out += [f"All lines are {MISSING}.", ""]
-        for start in range(0, len(board.fields), COLUMNS):
-            fields = board.fields[start : start + COLUMNS]
-            lines = [row(method, *(cell(field, method) for field in fields)) for method in methods]
-            out += [header("method", *map(title, fields)), *lines, ""]
+            continue
+        lines = [row(method, *(cell(field, method) for field in board.fields)) for method in methods]
+        out += [narrow("\n".join([header("method", *map(title, board.fields)), *lines])), ""]
     return "\n".join(out)
 
 
@@ -147,7 +147,9 @@ def source(group: Group) -> str:
     return row(
         title(Field((group,))),
         f"{at.trials} x {at.tuning_seeds}" if at.trials > 1 else "defaults",
-        f"{error:.1f}" + " (too small to judge)" * (error > TOO_SMALL),
+        f"{error:.1f}"
+        + (f", {counted(group)}" if group.clusters else "")
+        + " (too small to judge)" * (error > TOO_SMALL),
         f"{noted({run['versions']['balanced-grad'] for run in runs})}; {dates[0]} to {dates[-1]}",
         noted({run.get("commit") for run in runs}),
         noted({run.get("machine", {}).get("processor") for run in runs}),

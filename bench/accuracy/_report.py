@@ -7,9 +7,9 @@ from statistics import mean
 
 from balanced_grad.demo._data import DemoError
 from bench.accuracy import _tables as tables
-from bench.accuracy._board import TOO_SMALL, Field, judging_error
 from bench.accuracy._data import trusted
 from bench.accuracy._figures import figure
+from bench.accuracy._judging import cautions
 from bench.accuracy._methods import BASELINE
 from bench.accuracy._statistics import Group, in_order, mean_and_deviation, points, read
 from bench.accuracy._study import Protocol
@@ -119,8 +119,8 @@ OVERVIEW = (
     ),
     (
         "fused prediction against joint training",
-        "Points of test accuracy over the fused head of joint training, with 95 % intervals over items and seeds; bold:"
-        " zero is outside.",
+        "Points of test accuracy over the fused head of joint training, with 95 % intervals over items, or groups of"
+        " them such as people, and seeds; bold: zero is outside.",
         against_joint("fused"),
     ),
     (
@@ -147,10 +147,11 @@ def section(group: Group, image: str) -> str:
     """One data set under one protocol."""
     at, first = group.protocol, group.first
     items = " / ".join(f"{count} {split}" for split, count in first["items"].items())
+    fold = " in the first fold" if len(group.clusters) > 1 else ""
     seeds = max(len(runs) for runs in group.runs.values())
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     facts = (
-        f"{first['title']}. {items} items; {at.epochs} epochs, {seeds} seeds, {at.trials} trials per method; "
+        f"{first['title']}. {items} items{fold}; {at.epochs} epochs, {seeds} seeds, {at.trials} trials per method; "
         f"{first['date']}, {versions}."
     )
     lines = [f"## {heading(at)}", "", facts, "", f"![{heading(at)}]({image})", ""]
@@ -164,20 +165,6 @@ def section(group: Group, image: str) -> str:
     for title, make in tables.SECTIONS.items():
         lines += [f"### {title}", "", make(group), ""]
     return "\n".join(lines)
-
-
-def cautions(group: Group) -> list[str]:
-    """What keeps the tables from deciding: too few validation items, training that ended too early."""
-    out, error = [], judging_error(group)
-    if error > TOO_SMALL and trusted(group.protocol.dataset):
-        out.append(
-            f"Its validation part is too small to judge settings and epochs: one accuracy there has a standard error of"
-            f" {error:.1f} points."
-        )
-    improving = [method for method in group.runs if Field((group,)).improving(method)]
-    if improving:
-        out.append(f"Still improving when training ended, in most of their runs: {', '.join(improving)}.")
-    return [line for text in out for line in (text, "")]
 
 
 def heading(at: Protocol) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Group:
     protocol: Protocol
     runs: dict[str, dict[int, Line]]
     failed: dict[str, int]
+    clusters: dict[int, Line] = field(default_factory=dict)  # by fold, which items belong together, where some do
     _gaps: dict[tuple[str, ...], Gap | None] = field(default_factory=dict, compare=False)
 
     @property
@@ -34,6 +35,17 @@ class Group:
     @property
     def modalities(self) -> list[str]:
         return self.first["modalities"]
+
+    @property
+    def kind(self) -> str:
+        """What the groups of items are, in the plural."""
+        return self.clusters[self.first["fold"]]["groups"]
+
+    def count(self, split: str) -> int:
+        """How many groups are in a part: of several folds those of all their test parts, and of one validation part."""
+        ran = {run["fold"] for runs in self.runs.values() for run in runs.values()}
+        folds = ran if split == "test" else {self.first["fold"]}
+        return len({code for fold in folds for code in self.clusters[fold][split]})
 
     def values(self, method: str, read: Callable[[Line], float | None]) -> list[float]:
         """One number per seed; without those that have none."""
@@ -56,14 +68,30 @@ class Group:
         return self._gaps[asked]
 
     def _difference(self, method: str, rule: str, other: str, other_rule: str) -> Gap | None:
-        mine, theirs = self.runs.get(method, {}), self.runs.get(other, {})
-        seeds = sorted(mine.keys() & theirs.keys())
+        seeds = sorted(self.runs.get(method, {}).keys() & self.runs.get(other, {}).keys())
         if not seeds or (method, rule) == (other, other_rule):
             return None
-        first, second = (
-            np.stack([wrong(runs[seed], own) for seed in seeds]) for runs, own in ((mine, rule), (theirs, other_rule))
-        )
-        return paired_gap(first, second, resamples=RESAMPLES)
+        (first, members), (second, _) = self.errors(method, rule, seeds), self.errors(other, other_rule, seeds)
+        gap = paired_gap(first, second, groups=members, resamples=RESAMPLES)
+        if len(gap.seeds) == len(seeds):
+            return gap
+        mine, theirs = self.runs[method], self.runs[other]
+        by_seed = (wrong(mine[seed], rule).mean() - wrong(theirs[seed], other_rule).mean() for seed in seeds)
+        return replace(gap, seeds=tuple(map(float, by_seed)))
+
+    def errors(self, method: str, rule: str, seeds: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """1.0 for each test item a seed got wrong, ``(seeds, items)``, and the group of each item, where it has one.
+
+        Folds test other items, which come one after the other in a single row: the mean over the seeds of each fold.
+        That those of a fold share its network is left out (ours): an interval of ten people may be a little narrow.
+        """
+        runs, folds = self.runs[method], {}
+        for seed in seeds:
+            folds.setdefault(runs[seed]["fold"], []).append(wrong(runs[seed], rule))
+        parts = [np.stack(part) for part in folds.values()]
+        errors = parts[0] if len(parts) == 1 else np.concatenate([part.mean(0) for part in parts])[None]
+        members = [np.array(self.clusters[fold]["test"]) for fold in folds if fold in self.clusters]
+        return errors, np.concatenate(members) if members else None
 
 
 def wrong(line: Line, rule: str) -> np.ndarray:
@@ -75,15 +103,18 @@ def read(folder: Path) -> list[Group]:
     """All groups of a folder, by data set and optimizer, methods in the order of the tables."""
     lines = [json.loads(text) for path in sorted(folder.glob("accuracy-*.jsonl")) for text in whole_lines(path)]
     found: dict[Protocol, list[Line]] = {}
-    for line in lines:
+    clusters: dict[str, dict[int, Line]] = {}
+    for line in (OLD | line for line in lines):
         if line["kind"] == "run":
-            protocol = Protocol(**{key.name: (OLD | line)[key.name] for key in fields(Protocol)})
+            protocol = Protocol(**{key.name: line[key.name] for key in fields(Protocol)})
             found.setdefault(protocol, []).append(line)
-    groups = [group(protocol, runs) for protocol, runs in found.items()]
+        elif line["kind"] == "groups":
+            clusters.setdefault(line["dataset"], {})[line["fold"]] = line
+    groups = [group(protocol, runs, clusters.get(protocol.dataset, {})) for protocol, runs in found.items()]
     return [each for each in groups if each.runs]
 
 
-def group(protocol: Protocol, lines: list[Line]) -> Group:
+def group(protocol: Protocol, lines: list[Line], clusters: dict[int, Line]) -> Group:
     runs: dict[str, dict[int, Line]] = {}
     failed: dict[str, int] = {}
     for name in in_order(line["method"] for line in lines):
@@ -93,7 +124,7 @@ def group(protocol: Protocol, lines: list[Line]) -> Group:
             runs[name] = done
         if len(done) < len(own):
             failed[name] = len(own) - len(done)
-    return Group(protocol, runs, failed)
+    return Group(protocol, runs, failed, clusters)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

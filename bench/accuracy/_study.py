@@ -15,7 +15,7 @@ from balanced_grad.demo._cli import STEPS_IMAGES, default_epochs
 from balanced_grad.demo._data import SPLITS, Dataset
 from balanced_grad.demo._probe import probe
 from balanced_grad.demo._train import BATCH
-from bench.accuracy._data import load, trusted
+from bench.accuracy._data import FOLDED, FOLDS, fold_of, load, trusted
 from bench.accuracy._evaluate import accuracies, evaluate, shapley_loss
 from bench.accuracy._generated import TASKS
 from bench.accuracy._methods import Method, Settings
@@ -26,7 +26,7 @@ from bench.accuracy._train import DivergedError, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 TUNING_SEED = 1_000_000  # of no run; further ones follow it
-OLD = {"tuning_seed": 0, "tuning_seeds": 1}  # of lines that do not say
+OLD = {"tuning_seed": 0, "tuning_seeds": 1, "fold": 0}  # of lines that do not say
 TIMED_STEPS = 60
 Line = dict[str, Any]
 
@@ -79,15 +79,19 @@ class Study:
     def of(
         cls, dataset: str, optimizer: str, epochs: int | None, trials: int, results: Path, tuning_seeds: int = 1
     ) -> "Study":
-        """Load the data; where validation is not to be trusted there is one trial, of the defaults."""
+        """Load the data; where validation is not to be trusted there is one trial, of the defaults.
+
+        So it is with folds: who validates in one is tested in another, and one choice for all would have seen them.
+        """
         data = load(dataset)
-        trials = trials if trusted(dataset) else 1
+        trials = trials if trusted(dataset) and dataset not in FOLDED else 1
         tuning_seeds = tuning_seeds if trials > 1 else 1
         protocol = Protocol(data.name, optimizer, epochs or budget(data), trials, tuning_seeds)
         return cls(data, protocol, Ledger(results, data.name))
 
     def jobs(self, methods: list[str], seeds: int) -> Iterator[tuple[str, Callable[[Callable[[], object]], Line]]]:
         """What is still to do, as descriptions and calls that take a tick; a method's trials come first."""
+        self.note_groups()
         for name in methods:
             method, tuned = find(name), self.protocol.trials > 1
             for trial, seed in product(range(self.protocol.trials), range(self.protocol.tuning_seeds * tuned)):
@@ -97,6 +101,20 @@ class Study:
             for seed in range(seeds):
                 if not self._found("run", method, seed=seed):
                     yield f"{name}, seed {seed}", lambda tick, m=method, s=seed: self.run(m, s, tick)
+
+    def data_of(self, seed: int) -> Dataset:
+        """What a seed trains, validates and tests on."""
+        fold = fold_of(self.data.name, seed)
+        return load(self.data.name, fold) if fold else self.data
+
+    def note_groups(self) -> None:
+        """Once for a file, and for each fold: which items belong together, where some do."""
+        for fold in range(FOLDS if self.data.name in FOLDED else 1):
+            about = {"kind": "groups", "dataset": self.data.name, "fold": fold}
+            groups = self.data_of(fold).groups
+            if groups and not self.ledger.find(**about):
+                codes = {split: groups.codes[split].tolist() for split in ("val", "test")}
+                self.ledger.add(about | {"groups": groups.kind} | codes)
 
     def _found(self, kind: str, method: Method, **keys: int) -> Line | None:
         protocol = asdict(self.protocol)
@@ -130,26 +148,28 @@ class Study:
     def run(self, method: Method, seed: int, tick: Callable[[], object]) -> Line:
         """Train with the chosen settings and measure everything."""
         settings = self.chosen(method)
+        data = self.data_of(seed)
         line = self._line("run", method, seed=seed, settings=settings)
+        line |= {"fold": fold_of(data.name, seed), "items": {split: len(getattr(data, split)) for split in SPLITS}}
         try:
             trained = self._train(method, settings, seed, tick)
         except DivergedError as error:
             return self.ledger.add(line | {"failed": str(error)})
         model, watch = trained.model, trained.watch
-        val, test = probe(model, self.data)
-        measured = evaluate(model, method, self.data)
+        val, test = probe(model, data)
+        measured = evaluate(model, method, data)
         measured |= {"probe": {"val": val, "test": test}, "checkpoint": trained.epochs}
-        measured["shapley"] = shapley_loss(model, method, self.data.test)
+        measured["shapley"] = shapley_loss(model, method, data.test)
         measured |= {"conflict": watch.conflict, "weights": watch.weights, "update_ratio": watch.update_ratio}
         measured |= {"factors": watch.factors}
-        measured["ms"] = time_beside_joint(self.data, method, settings, self.protocol.optimizer, TIMED_STEPS)
+        measured["ms"] = time_beside_joint(data, method, settings, self.protocol.optimizer, TIMED_STEPS)
         model.load_state_dict(trained.last)
-        measured["last"] = accuracies(model, method, self.data)
+        measured["last"] = accuracies(model, method, data)
         return self.ledger.add(line | rounded(measured))
 
     def _train(self, method: Method, settings: Settings, seed: int, tick: Callable[[], object]) -> Any:
-        choose = trusted(self.data.name)
-        return train(self.data, method, settings, self.protocol.optimizer, seed, self.protocol.epochs, choose, tick)
+        data, choose = self.data_of(seed), trusted(self.data.name)
+        return train(data, method, settings, self.protocol.optimizer, seed, self.protocol.epochs, choose, tick)
 
     def _line(self, kind: str, method: Method, **entries: Any) -> Line:
         about = {

@@ -153,7 +153,7 @@ def settings(group: Group) -> str:
 
 SECTIONS = {
     "Accuracy, %": accuracy,
-    "Paired differences of test accuracy, points, with 95 % intervals over items and seeds": differences,
+    "Paired differences of test accuracy, points, with 95 % intervals over items or groups, and seeds": differences,
     "Probe gap to the encoder trained alone, test, points": gaps,
     "Accuracy of the uni-modal heads, test, %": heads,
     "Accuracy with one modality missing, test, %": missing,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from balanced_grad.demo._data import DemoError
-from bench.accuracy._board import Board, judging_error
+from bench.accuracy._board import Board
 from bench.accuracy._evaluate import pack
-from bench.accuracy._leaderboard import MISSING, leaderboard
-from bench.accuracy._report import cautions
+from bench.accuracy._judging import cautions, judging_error
+from bench.accuracy._leaderboard import MISSING, by_set, leaderboard
 from bench.accuracy._statistics import read
 
 ITEMS = 200
@@ -180,6 +180,18 @@ def test_page(written, tmp_path):
     assert max(map(len, (each.split("|")[1:-1] for each in text.splitlines()))) <= 6
     leaderboard(tmp_path, page)
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize("count", [5, 6, 13])
+def test_sets_are_spread_evenly_over_tables_that_a_page_can_show(written, count):
+    sets = [f"set{index:02}" for index in range(count)]
+    groups = written(*(runs(method, (100, 101), dataset=name) for name in sets for method in ("joint", "uniform")))
+    text = by_set({"tuned": board(groups)}, METHODS)
+    heads = [each.strip("|").split("|")[1:] for each in text.splitlines() if each.startswith("| method |")]
+    assert [cell.strip() for head in heads for cell in head] == [f"{name}, SGD" for name in sets]
+    assert max(map(len, heads)) - min(map(len, heads)) <= 1
+    assert max(map(len, heads)) <= 5
+    assert len(rows(text, "MIMO")) == len(heads)  # what has no lines is said in each of them
 
 
 def test_nothing_to_show(tmp_path):

@@ -129,6 +129,25 @@ def test_available_lists_the_sets_of_a_folder(tmp_path):
     assert available(tmp_path) == ["one", "two"]
 
 
+@pytest.mark.parametrize(("key", "kind"), [("group", "groups"), ("video_id", "videos")])
+def test_a_folder_says_which_items_belong_together(tmp_path, key, kind):
+    members = np.arange(90) // 3
+    write_set(tmp_path, **{key: members})
+    found = load_folder(tmp_path, "toy").groups
+    assert found.kind == kind
+    np.testing.assert_array_equal(np.concatenate([found.codes[split] for split in SPLITS]), members)
+    write_set(tmp_path, "alone")
+    assert load_folder(tmp_path, "alone").groups is None
+
+
+@needs_real_data
+def test_nobody_of_mosi_is_in_two_parts():
+    groups = load_folder(Path(REAL), "mosi").groups
+    parts = [set(groups.codes[split].tolist()) for split in SPLITS]
+    assert [len(part) for part in parts] == [50, 12, 31]
+    assert len(set.union(*parts)) == 93
+
+
 @needs_real_data
 def test_pairs_follow_the_recordings():
     data = load_folder(Path(REAL), "avmnist:pca25,noisy")

@@ -57,6 +57,21 @@ def test_verdict_follows_from_the_interval_and_turns_with_the_sign(shift, seed, 
     assert turned.low == pytest.approx(-gap.high, abs=1e-9)
 
 
+@given(st.integers(0, 99), st.permutations("abcdef"))
+def test_groups_change_the_interval_and_not_the_value_and_their_names_mean_nothing(seed, names):
+    generator = np.random.default_rng(seed)
+    member, order = generator.integers(0, 6, 60), generator.permutation(60)
+    member[:6] = range(6)
+    a, b = generator.normal(size=(2, 3, 60))
+    first, named, moved = (
+        paired_gap(x, y, groups=groups, resamples=200)
+        for x, y, groups in ((a, b, member), (a, b, np.sort(names)[member]), (a[:, order], b[:, order], member[order]))
+    )
+    assert first == named
+    assert first.value == pytest.approx(paired_gap(a, b, resamples=200).value)
+    assert (moved.low, moved.high) == (pytest.approx(first.low), pytest.approx(first.high))
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -67,6 +82,8 @@ def test_verdict_follows_from_the_interval_and_turns_with_the_sign(shift, seed, 
         ((np.ones(5), np.ones(5)), {"confidence": 95}, "between 0 and 1"),
         ((np.ones(5), np.ones(5)), {"tolerance": -1.0}, ">= 0"),
         ((np.ones(5), np.ones(5)), {"resamples": 10}, "at least 100"),
+        ((np.ones(5), np.ones(5)), {"groups": [0, 1]}, r"one label per item, \(5,\); got \(2,\)"),
+        ((np.ones(2), np.ones(2)), {"groups": ["Ann", "Ann"]}, "of one group, .*Ann.*: .*two groups"),
     ],
 )
 def test_refusals(arguments, options, message):
