@@ -9,9 +9,14 @@ from balanced_grad.demo._data import Dataset, DemoError
 from balanced_grad.demo._packaged import PACKAGED
 from bench.accuracy._clips import FORMS, load_clips
 from bench.accuracy._generated import TASKS, load_generated
+from bench.accuracy._multibench import AVMNIST, load_avmnist
 from bench.accuracy._sequences import TITLES, load_sequences
 
-PUBLIC = dict.fromkeys(FORMS, load_clips) | dict.fromkeys(TITLES, load_sequences)  # read in their published form
+PUBLIC = {  # read in their published form
+    **dict.fromkeys(FORMS, load_clips),
+    **dict.fromkeys(TITLES, load_sequences),
+    AVMNIST: load_avmnist,
+}
 LEAKED = {"mosi"}  # its features were made with the labels of the validation items
 
 
