@@ -7,13 +7,13 @@ from balanced_grad.demo._cli import BUILT_IN, FOLDER
 from balanced_grad.demo._cli import load as load_demo
 from balanced_grad.demo._data import Dataset, DemoError
 from balanced_grad.demo._packaged import PACKAGED
-from bench.accuracy._clips import FORMS, load_clips
+from bench.accuracy._clips import SOURCES, load_clips
 from bench.accuracy._generated import TASKS, load_generated
 from bench.accuracy._multibench import AVMNIST, load_avmnist
 from bench.accuracy._sequences import TITLES, load_sequences
 
 PUBLIC = {  # read in their published form
-    **dict.fromkeys(FORMS, load_clips),
+    **dict.fromkeys(SOURCES, load_clips),
     **dict.fromkeys(TITLES, load_sequences),
     AVMNIST: load_avmnist,
 }
@@ -28,8 +28,9 @@ def load(name: str) -> Dataset:
     if name not in (*BUILT_IN, *PACKAGED) and not folder:
         known = ", ".join((*TASKS, *BUILT_IN, *PACKAGED))
         raise DemoError(f"unknown data set {name!r}; built in: {known}; for others set {FOLDER} to their folder")
-    if folder and name in PUBLIC:
-        return PUBLIC[name](Path(folder), name)
+    published = PUBLIC.get(name.partition(":")[0])
+    if folder and published:
+        return published(Path(folder), name)
     return load_demo(name, Path(folder) if folder else None)
 
 
