@@ -49,5 +49,10 @@ def vqa_score(predicted, answers):
     Source: Antol et al., "VQA: Visual Question Answering" (ICCV 2015), in the form that papers print; the official
     script takes the mean over all subsets of nine people, and cleans the spelling.
     """
-    shares = [min(given.count(one) / 3, 1.0) for one, given in zip(predicted, answers, strict=True)]
+    shares = [agreement(one, given) for one, given in zip(predicted, answers, strict=True)]
     return 100 * torch.tensor(shares, dtype=torch.double).mean().item()
+
+
+def agreement(answer, given):
+    """``min(n / 3, 1)`` for an answer that ``n`` of the people asked gave."""
+    return min(given.count(answer) / 3, 1.0)

@@ -2,19 +2,19 @@
 
     BALANCED_GRAD_DATA=DIR python -m bench.experts --datasets mfeat wiki avmnist:clean,noisy --seeds 3
     BALANCED_GRAD_DATA=DIR python -m bench.experts --datasets mfeat --seeds 1 --epochs 2  # a short look
+    BALANCED_GRAD_DATA=DIR python -m bench.experts --datasets multibench-avmnist --seeds 5  # the published networks
 
 The demo's networks and recipe (SGD, learning rate 0.01, joint training after pretraining at a tenth of it). Every stage
 ends at its best validation loss. Per seed all rows start from the same experts: those trained alone, or the same
 initial weights. Accuracy (percent), negative log-likelihood (nats), expected calibration error (15 bins, percent), on
-test items. One JSON line per data set and seed goes to ``--out``; those found there are not run again.
+test items. ``multibench-avmnist`` has networks and recipe of its own, see ``bench._experts_tasks``. One JSON line per
+data set and seed goes to ``--out``; those found there are not run again.
 """
 
 import argparse
 import copy
 import json
-import os
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,49 +22,13 @@ from torch import nn
 from tqdm import tqdm
 
 import balanced_grad as bg
-from balanced_grad.demo._folder import load_folder
-from balanced_grad.demo._model import FEATURES, encoder
-from balanced_grad.models import ProductOfExperts, expert_subsets, fit_temperature, fit_weights, train_experts
+from balanced_grad.models import ProductOfExperts, expert_subsets, fit_temperature, fit_weights
 from balanced_grad.models import predictions as predict
 from bench import _markdown as markdown
+from bench._experts_tasks import real
 
 BALANCERS = {"": None, " + per-expert loss": bg.Uniform, " + MIMO": bg.MIMO}
 SINGLE, INTRA, INTER, PRODUCT = "best single modality", "intra", "inter", "I2M2"
-
-
-class Shuffled:
-    """Batches of a split in a new order each time it is gone through."""
-
-    def __init__(self, inputs, labels, batch, seed):
-        self.inputs, self.labels, self.batch = inputs, labels, batch
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self):
-        for rows in torch.randperm(len(self.labels), generator=self.generator).split(self.batch):
-            yield {m: x[rows] for m, x in self.inputs.items()}, self.labels[rows]
-
-
-@dataclass
-class Task:
-    """Splits as ``(inputs, labels)``, what makes an expert, and the recipe of ``train_experts``."""
-
-    name: str
-    splits: dict
-    make: object
-    recipe: dict
-    batch: int = 64
-
-    def for_seed(self, seed):
-        """The data of one seed: the same for all."""
-        return self
-
-    def train(self, experts, seed, **options):
-        return self.fit(ProductOfExperts(experts), seed, **options)
-
-    def fit(self, product, seed, **options):
-        batches = Shuffled(*self.splits["train"], batch=self.batch, seed=seed)
-        train_experts(product, batches, [self.splits["val"]], **{**self.recipe, **options})
-        return product
 
 
 def study(task, seed, tick=lambda: None):
@@ -95,11 +59,13 @@ def study(task, seed, tick=lambda: None):
     for name, chosen in ((INTRA, singles), (PRODUCT, keys)):
         add(f"{name}, pretrained, no joint step", ProductOfExperts(start(alone, chosen)))
         for label, make in BALANCERS.items():
-            for stage, source, lr in (("pretrained", alone, 0.1 * task.recipe["lr"]), ("scratch", fresh, None)):
+            for stage, source, options in (
+                ("pretrained", alone, task.together(intra=name == INTRA)),
+                ("scratch", fresh, task.alone(chosen)),
+            ):
                 if name == INTRA and (stage == "scratch" or make is bg.Uniform):
                     continue  # the paper's intra baseline is the product of pretrained experts
-                balancer = make() if make else None
-                options = {"mode": "scratch", "balancer": balancer, "joint_lr": lr}
+                options |= {"mode": "scratch", "balancer": make() if make else None}
                 add(f"{name}, {stage}{label}", task.train(start(source, chosen), seed, **options))
                 tick()
     return rows, exponents
@@ -121,30 +87,6 @@ def calibration_error(p, labels, bins=15):
     gap = (predicted == labels).double() - confidence.double()
     index = (confidence * bins).long().clamp_max(bins - 1)
     return (torch.zeros(bins, dtype=torch.double).index_add_(0, index, gap).abs().sum() / len(labels)).item()
-
-
-class Late(nn.Module):
-    """The demo's network as a joint expert: encoders of its own, concatenated, one linear layer."""
-
-    def __init__(self, shapes, classes):
-        super().__init__()
-        self.encoders = nn.ModuleList(encoder(shape) for shape in shapes)
-        self.head = nn.Linear(FEATURES * len(shapes), classes)
-
-    def forward(self, *inputs):
-        return self.head(torch.cat([encode(x) for encode, x in zip(self.encoders, inputs, strict=True)], 1))
-
-
-def load(name, epochs):
-    data = load_folder(Path(os.environ["BALANCED_GRAD_DATA"]), name)
-
-    def make(key):
-        subset = (key,) if isinstance(key, str) else key
-        return Late([data.shapes[m] for m in subset], data.classes)
-
-    splits = {s: (getattr(data, s).inputs, getattr(data, s).labels) for s in ("train", "val", "test")}
-    epochs = epochs or max(4, round(800 / -(-len(data.train) // 64)))
-    return Task(name, splits, make, {"lr": 0.01, "epochs": epochs, "patience": max(3, epochs // 6)})
 
 
 def table(results):
@@ -194,7 +136,7 @@ def main():
     parser.add_argument("--out", type=Path, help="JSON lines, to go on from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    run_all((load(name, arguments.epochs) for name in arguments.datasets), arguments.seeds, arguments.out)
+    run_all((real(name, arguments.epochs) for name in arguments.datasets), arguments.seeds, arguments.out)
 
 
 if __name__ == "__main__":

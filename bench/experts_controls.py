@@ -28,41 +28,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from balanced_grad.demo._data import Dataset
-from balanced_grad.demo._model import FEATURES
 from balanced_grad.models import LowRankFusion, ProductOfExperts, expert_entropies, expert_subsets, predictions
 from bench import _markdown as markdown
+from bench._experts_tasks import RANK, LowRank, real
 from bench._metrics import summary
-from bench.accuracy._data import load
-from bench.experts import Late, Task, score
+from bench.experts import score
 from bench.experts_toy import HIDDEN, SETTINGS, WIDTH, Toy
-
-RANK = 4
-
-
-class LowRank(nn.Module):
-    """A joint expert whose features are multiplied, not laid side by side."""
-
-    def __init__(self, encoders, width, classes):
-        super().__init__()
-        self.encoders = nn.ModuleList(encoders)
-        self.head = LowRankFusion([width] * len(self.encoders), classes, rank=RANK)
-
-    def forward(self, *inputs):
-        return self.head(*(encode(x) for encode, x in zip(self.encoders, inputs, strict=True)))
-
-
-def real(name, epochs):
-    """A set of ``bench.accuracy`` as a task; its low-rank expert has the encoders of the concatenating one."""
-    data: Dataset = load(name)
-
-    def make(key, low_rank=False):
-        late = Late([data.shapes[m] for m in ((key,) if isinstance(key, str) else key)], data.classes)
-        return LowRank(late.encoders, FEATURES, data.classes) if low_rank else late
-
-    splits = {s: (getattr(data, s).inputs, getattr(data, s).labels) for s in ("train", "val", "test")}
-    epochs = epochs or max(4, round(800 / -(-len(data.train) // 64)))
-    return Task(name, splits, make, {"lr": 0.01, "epochs": epochs, "patience": max(3, epochs // 6)})
 
 
 def toy(name, epochs):
@@ -73,7 +44,8 @@ def toy(name, epochs):
     def make(key, low_rank=False):
         if not low_rank:
             return plain(key)
-        return LowRank([nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU()) for _ in key], HIDDEN, 2)
+        encoders = [nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU()) for _ in key]
+        return LowRank(encoders, LowRankFusion([HIDDEN] * len(key), 2, rank=RANK))
 
     task.make = make
     task.recipe["epochs"] = epochs or task.recipe["epochs"]
@@ -119,7 +91,7 @@ def study(task, seed, tick=lambda: None):
         if name == "ensemble":
             product.weights.fill_(1 / len(copies))
         if len(experts) > 1:
-            task.fit(product, seed, mode="scratch", lr=0.1 * task.recipe["lr"])
+            task.fit(product, seed, mode="scratch", **task.together(intra=name == "intra"))
         found[name] = numbers(task, product)
         if name == "I2M2":
             silence = entropies(task, product)

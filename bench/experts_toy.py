@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.experts import Task, run_all
+from bench._experts_tasks import Task
+from bench.experts import run_all
 
 SETTINGS = {"intra only": (1.0, 0.5), "inter only": (0.0, 0.9), "both": (0.7, 0.85)}
 SIZES = {"train": 400, "val": 200, "test": 5000}

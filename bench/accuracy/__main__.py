@@ -10,8 +10,9 @@ from balanced_grad.demo._cli import BUILT_IN
 from balanced_grad.demo._data import DemoError
 from bench import accuracy
 from bench.accuracy._data import TASKS
-from bench.accuracy._methods import BASELINE, BY_NAME, DEFAULTS, UNIFORM
+from bench.accuracy._methods import BASELINE, BY_NAME, UNIFORM
 from bench.accuracy._own import own_method
+from bench.accuracy._recipes import DEFAULTS, RECIPES, SMALL
 from bench.accuracy._study import RESULTS, Study
 
 DOCS = RESULTS.parent.parent / "docs"
@@ -29,13 +30,14 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help=", ".join(BY_NAME))
     parser.add_argument("--method", nargs="+", metavar="MODULE:CLASS", default=[], help="methods of your own")
     parser.add_argument("--optimizer", nargs="+", choices=tuple(DEFAULTS), default=["sgd"])
+    parser.add_argument("--network", default=SMALL.name, help=f"{', '.join(RECIPES)}, or one of a width: resnet18:16")
     parser.add_argument("--seeds", type=positive, metavar="N", default=5)
     parser.add_argument("--trials", type=positive, metavar="N", default=8, help="settings per method; 1: the defaults")
     tuning = (
         "trials are run on so many; default 2 with --method, where --methods is joint and uniform by default, else 1"
     )
     parser.add_argument("--tuning-seeds", type=positive, metavar="N", help=tuning)
-    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the demo's budget of steps")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="default: the network's, or the demo's budget")
     parser.add_argument("--threads", type=positive, metavar="N", default=1)
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS, help="where the JSON lines are")
     parser.add_argument("--page", type=Path, metavar="FILE", help="what report or leaderboard writes")
@@ -64,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
     methods = args.methods + [own_method(name).name for name in args.method]
     for dataset in args.dataset:
         for optimizer in args.optimizer:
-            study = Study.of(dataset, optimizer, args.epochs, args.trials, args.results, args.tuning_seeds)
+            study = Study.of(
+                dataset, optimizer, args.epochs, args.trials, args.results, args.tuning_seeds, args.network
+            )
             jobs = list(study.jobs(methods, args.seeds))
             with tqdm(total=len(jobs) * study.protocol.epochs, unit="epoch", desc=f"{dataset}, {optimizer}") as bar:
                 for description, job in jobs:

@@ -7,7 +7,7 @@ from statistics import mean, median
 from scipy.stats import rankdata
 
 from bench.accuracy._statistics import Group
-from bench.accuracy._study import Line
+from bench.accuracy._study import Line, Protocol
 
 MARGIN = 0.5  # points: what the choice of settings alone moves, see docs/results.md
 FEWEST = 2  # seeds in common, below which nothing is compared
@@ -22,9 +22,9 @@ class Field:
     groups: tuple[Group, ...]
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Set and optimizer."""
-        return self.groups[0].protocol.dataset, self.groups[0].protocol.optimizer
+    def key(self) -> tuple[str, str, str]:
+        """Set, optimizer and network."""
+        return key_of(self.groups[0].protocol)
 
     def of(self, method: str) -> Group | None:
         """Where its lines are: of several places that which was tuned on most seeds."""
@@ -73,12 +73,12 @@ class Board:
 
     @classmethod
     def of(cls, groups: list[Group], tuned: bool, methods: list[str]) -> "Board":
-        """Of the budgets of a set and optimizer the one with most methods, then with most trials and epochs."""
-        found: dict[tuple[str, str], dict[tuple[int, int], list[Group]]] = {}
+        """Of the budgets of a key the one with most methods, then with most trials and epochs."""
+        found: dict[tuple[str, str, str], dict[tuple[int, int], list[Group]]] = {}
         for group in groups:
             at = group.protocol
             if (at.trials > 1) == tuned:
-                budgets = found.setdefault((at.dataset, at.optimizer), {})
+                budgets = found.setdefault(key_of(at), {})
                 budgets.setdefault((at.trials, at.epochs), []).append(group)
         chosen = []
         for budgets in found.values():
@@ -95,6 +95,10 @@ class Board:
         """Wins, ties and losses against a baseline; None where nothing was compared."""
         found = Counter(field.outcome(method, other, rule) for field in self.fields)
         return (found[1], found[0], found[-1]) if found[1] + found[0] + found[-1] else None
+
+
+def key_of(at: Protocol) -> tuple[str, str, str]:
+    return at.dataset, at.optimizer, at.network
 
 
 def step_ratio(run: Line) -> float:

@@ -1,17 +1,13 @@
-"""CREMA-D and Kinetics-Sounds in the form that OGM-GE's released code reads: lists, sound files, folders of frames.
+"""CREMA-D, Kinetics-Sounds, AVE and VGGSound from the lists, sound files and folders of frames of published code.
 
-``DIR/crema-d``: ``train.csv`` and ``test.csv`` with a clip and its emotion per line, ``AudioWAV/CLIP.wav``,
-``Image-01-FPS/CLIP/*.jpg``. ``DIR/kinetics-sounds``: ``my_train.txt`` and ``my_test.txt`` with a clip, its length and
-its class per line, ``audio/CLIP.wav``, ``visual/CLIP/*.jpg``. Listed clips without files are left out, as there.
+The folders' forms: ``bench.accuracy._clip_lists``. Listed clips without files are left out, as in that code.
 
 Made small for small networks: of the sound the log spectrogram, of the pictures the middle one in grey, both
-``SIDE x SIDE``. Accuracies are therefore not those of papers, whose networks are ResNets. There is no published
-validation split: a tenth of the training clips serves, chosen by a checksum of the clip's name without its last part,
-so that pieces of one recording stay together.
+``SIDE x SIDE``, or of another side, written behind a colon: ``crema-d:224``. Published code has colours, three frames
+and crops drawn anew per epoch, so accuracies are not those of papers, whatever the network.
 """
 
-import csv
-import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,84 +15,73 @@ import numpy as np
 import torch
 
 from balanced_grad.demo._data import Array, Dataset, DemoError, build
+from bench.accuracy._clip_lists import Clip, Form, ave, vggsound
 
 SIDE = 64
 WINDOW = 512  # samples of a spectrum, as published
 
 
-class Form(NamedTuple):
-    """Names in the folder of a set."""
+class Source(NamedTuple):
+    """A set's title, and what lists its clips."""
 
     title: str
-    train: str
-    test: str
-    audio: str
-    visual: str
+    clips: Callable[[Path], Iterable[Clip]]
 
 
-FORMS = {
-    "crema-d": Form("CREMA-D, six emotions", "train.csv", "test.csv", "AudioWAV", "Image-01-FPS"),
-    "kinetics-sounds": Form("Kinetics-Sounds, 31 actions", "my_train.txt", "my_test.txt", "audio", "visual"),
+SOURCES = {
+    "crema-d": Source("CREMA-D, six emotions", Form("train.csv", "test.csv", "AudioWAV", "Image-01-FPS")),
+    "kinetics-sounds": Source("Kinetics-Sounds, 31 actions", Form("my_train.txt", "my_test.txt", "audio", "visual")),
+    "ave": Source("AVE, 28 events", ave),
+    "vggsound": Source("VGGSound, 309 classes", vggsound),
 }
 
 
-def load_clips(root: Path, name: str) -> Dataset:
-    """Read every clip of a set; this takes minutes for a whole one."""
-    form, folder = FORMS[name], root / name
-    rows = [(clip, label, 2) for clip, label in listed(folder / form.test)]
-    rows += [(clip, label, int(validates(clip))) for clip, label in listed(folder / form.train)]
-    found = [row for row in rows if sound_of(folder, form, row[0]).exists() and frames_of(folder, form, row[0])]
-    splits = np.array([split for *_, split in found])
+def load_clips(root: Path, request: str) -> Dataset:
+    """Read every clip of a set; this takes minutes; all of VGGSound, in some 30 GB of memory, longer."""
+    name, _, variant = request.partition(":")
+    if variant and not (variant.isdecimal() and int(variant) >= 8):
+        raise DemoError(f"unknown variant {variant!r} of {name}; give the side of its pictures, such as {name}:224")
+    side = int(variant or SIDE)
+    folder, source = root / name, SOURCES[name]
+    found = [(clip, frames) for clip in source.clips(folder) if clip.sound.exists() and (frames := frames_of(clip))]
+    splits = np.array([clip.split for clip, _ in found])
     if set(splits) != {0, 1, 2}:
         raise DemoError(f"{folder} has no clips with sound and pictures for each of train, validation and test")
-    classes = sorted({label for _, label, _ in found}, key=lambda label: (len(label), label))
-    labels = np.array([classes.index(label) for _, label, _ in found])
+    classes = sorted({clip.label for clip, _ in found}, key=lambda label: (len(label), label))
+    labels = np.array([classes.index(clip.label) for clip, _ in found])
     views = {
-        "audio": np.stack([spectrogram(sound_of(folder, form, clip)) for clip, *_ in found]),
-        "image": np.stack([picture(frames_of(folder, form, clip)) for clip, *_ in found]),
+        "audio": np.stack([spectrogram(clip.sound, side, clip.seconds) for clip, _ in found]),
+        "image": np.stack([picture(frames, side) for _, frames in found]),
     }
-    return build(name, form.title, views, labels, splits)
+    return build(request, source.title, views, labels, splits)
 
 
-def listed(path: Path) -> list[tuple[str, str]]:
-    """Clip and class: the first and the last column."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [(row[0], row[-1].strip()) for row in csv.reader(file) if len(row) > 1]
-    except OSError as error:
-        raise DemoError(f"cannot read the list {path}: {error.strerror}") from error
+def frames_of(clip: Clip) -> list[Path]:
+    """Its pictures in order, one per second; those of the event, where it has some then."""
+    frames = sorted(clip.pictures.glob("*.jpg"))
+    return (frames[slice(*clip.seconds)] if clip.seconds else frames) or frames
 
 
-def validates(clip: str) -> bool:
-    """Whether a training clip serves for validation."""
-    return zlib.crc32(clip.rpartition("_")[0].encode()) % 10 == 0
-
-
-def sound_of(folder: Path, form: Form, clip: str) -> Path:
-    return folder / form.audio / f"{clip}.wav"
-
-
-def frames_of(folder: Path, form: Form, clip: str) -> list[Path]:
-    return sorted((folder / form.visual / clip).glob("*.jpg"))
-
-
-def spectrogram(path: Path) -> Array:
-    """Log magnitudes of the whole clip, frequency by time, averaged to ``(SIDE, SIDE)``."""
+def spectrogram(path: Path, side: int, seconds: tuple[int, int] | None = None) -> Array:
+    """Log magnitudes of a clip, or of some seconds of it, frequency by time, averaged to ``(side, side)``."""
     from scipy.io import wavfile
     from scipy.signal import stft
 
-    _, samples = wavfile.read(path)
+    rate, samples = wavfile.read(path)
+    if seconds:
+        start, end = (rate * second for second in seconds)
+        samples = samples[start:end] if len(samples) > start else samples
     if np.issubdtype(samples.dtype, np.integer):
         samples = samples / np.iinfo(samples.dtype).max
     mono = samples.reshape(len(samples), -1).mean(1)
     _, _, spectrum = stft(np.pad(mono, (0, max(0, WINDOW - len(mono)))), nperseg=WINDOW)
     log = torch.from_numpy(np.log(np.abs(spectrum) + 1e-7)).float()
-    return torch.nn.functional.adaptive_avg_pool2d(log[None], SIDE)[0].numpy()
+    return torch.nn.functional.adaptive_avg_pool2d(log[None], side)[0].numpy()
 
 
-def picture(frames: list[Path]) -> Array:
-    """The middle frame in grey, bytes ``(SIDE, SIDE)``."""
+def picture(frames: list[Path], side: int) -> Array:
+    """The middle frame in grey, bytes ``(side, side)``."""
     from PIL import Image
 
     with Image.open(frames[len(frames) // 2]) as image:
-        return np.asarray(image.convert("L").resize((SIDE, SIDE)))
+        return np.asarray(image.convert("L").resize((side, side)))

@@ -7,11 +7,16 @@ from balanced_grad.demo._cli import BUILT_IN, FOLDER
 from balanced_grad.demo._cli import load as load_demo
 from balanced_grad.demo._data import Dataset, DemoError
 from balanced_grad.demo._packaged import FOLDED, FOLDS, PACKAGED
-from bench.accuracy._clips import FORMS, load_clips
+from bench.accuracy._clips import SOURCES, load_clips
 from bench.accuracy._generated import TASKS, load_generated
+from bench.accuracy._multibench import AVMNIST, load_avmnist
 from bench.accuracy._sequences import TITLES, load_sequences
 
-PUBLIC = dict.fromkeys(FORMS, load_clips) | dict.fromkeys(TITLES, load_sequences)  # read in their published form
+PUBLIC = {  # read in their published form
+    **dict.fromkeys(SOURCES, load_clips),
+    **dict.fromkeys(TITLES, load_sequences),
+    AVMNIST: load_avmnist,
+}
 LEAKED = {"mosi"}  # its features were made with the labels of the validation items
 
 
@@ -25,8 +30,9 @@ def load(name: str, fold: int = 0) -> Dataset:
     if name not in (*BUILT_IN, *PACKAGED) and not folder:
         known = ", ".join((*TASKS, *BUILT_IN, *PACKAGED, *FOLDED))
         raise DemoError(f"unknown data set {name!r}; built in: {known}; for others set {FOLDER} to their folder")
-    if folder and name in PUBLIC:
-        return PUBLIC[name](Path(folder), name)
+    published = PUBLIC.get(name.partition(":")[0])
+    if folder and published:
+        return published(Path(folder), name)
     return load_demo(name, Path(folder) if folder else None)
 
 

@@ -46,6 +46,7 @@ def own(method: Method, outputs: Outputs) -> Tensor:
 @torch.no_grad()
 def evaluate_own(model: LateFusion, method: Method, split: Split) -> dict[str, Tensor]:
     """Log-probabilities of the method's own prediction (``WHOLE``) and of each uni-modal head."""
+    model.eval()
     outputs = experts(method, model, model.features(split.inputs))
     return {WHOLE: own(method, outputs)} | {name: log_softmax(outputs[name], 1) for name in model.names}
 
@@ -175,7 +176,8 @@ def shapley_loss(model: LateFusion, method: Method, split: Split) -> Mapping[str
     from balanced_grad.modulation._shapley import shapley
 
     count = len(model.names)
-    features = model.features(split.inputs)
+    with torch.no_grad():
+        features = model.features(split.inputs)
     orders = [torch.randperm(len(split), generator=torch.Generator().manual_seed(i)) for i in range(count)]
 
     def loss(subset: tuple[int, ...]) -> float:

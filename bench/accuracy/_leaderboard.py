@@ -7,8 +7,8 @@ from bench._markdown import header, narrow, row
 from bench.accuracy._board import FEWEST, LATE, MARGIN, SIGNS, Board, Field, cost
 from bench.accuracy._data import trusted
 from bench.accuracy._judging import TOO_SMALL, counted, judging_error
+from bench.accuracy._labels import OPTIMIZERS, command_of, network
 from bench.accuracy._methods import BASELINE, BY_NAME, UNIFORM
-from bench.accuracy._report import OPTIMIZERS, command_of
 from bench.accuracy._statistics import Group, in_order, read
 
 MISSING = "missing"
@@ -122,8 +122,8 @@ def by_set(boards: dict[str, Board], methods: list[str]) -> str:
 
 
 def title(field: Field) -> str:
-    dataset, optimizer = field.key
-    return f"{dataset.replace(':', ' ')}, {OPTIMIZERS[optimizer]}"
+    at = field.groups[0].protocol
+    return f"{at.dataset.replace(':', ' ')}{network(at)}, {OPTIMIZERS[at.optimizer]}"
 
 
 def cell(field: Field, method: str) -> str:

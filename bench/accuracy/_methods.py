@@ -7,16 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 import balanced_grad as bg
 from balanced_grad.demo._model import LateFusion
-from balanced_grad.demo._train import RECIPE
 from bench.accuracy import _objectives as objectives
+from bench.accuracy._makers import bogc, encoders, torchjd, uniform
 from bench.accuracy._model import InterIntra
+from bench.accuracy._recipes import DEFAULTS
 
 Settings = dict[str, Any]
 Own = Literal["fused", "average", "product"]
-DEFAULTS = {
-    "sgd": {"lr": RECIPE["lr"], "weight_decay": RECIPE["weight_decay"]},
-    "adamw": {"lr": 1e-3, "weight_decay": 1e-2},
-}
 
 
 class Phase(NamedTuple):
@@ -54,9 +51,9 @@ class Method:
     network: type[LateFusion] = LateFusion
     guard: Literal["auxiliary", "encoder", "blend"] | None = None
 
-    def settings(self, optimizer: str, trial: int) -> Settings:
+    def settings(self, optimizer: str, trial: int, defaults: Mapping[str, Settings] = DEFAULTS) -> Settings:
         """Settings of a trial: 0 the defaults, later ones drawn; learning rates are the same for every method."""
-        base = DEFAULTS[optimizer]
+        base = defaults[optimizer]
         if trial == 0:
             return base | {name: values[0] for name, values in self.space.items()}
         common, own = random.Random(trial), random.Random(f"{self.name} {trial}")
@@ -69,10 +66,6 @@ class Method:
     def balancer(self, model: LateFusion, settings: Settings) -> bg.Balancer | None:
         """A fresh balancer for a model."""
         return None if self.make is None else self.make(model, **{name: settings[name] for name in self.space})
-
-
-def encoders(model: LateFusion) -> dict[str, Any]:
-    return dict(zip(model.names, model.encoders, strict=True))
 
 
 def joint_only(objective: objectives.Objective = objectives.of_losses) -> Callable[[Settings], tuple[Phase, ...]]:
@@ -96,25 +89,10 @@ def experts(settings: Settings) -> tuple[Phase, ...]:
     return (Phase(before), together) if before else (together,)
 
 
-def uniform(model: LateFusion, unimodal: float) -> bg.Balancer:
-    return bg.Uniform(dict.fromkeys(model.names, unimodal))
-
-
 def rates(names: Iterable[str], draw: int) -> dict[str, float]:
     """A learning rate per modality, relative to the common one: from a quarter to four times; 1 for draw 0."""
     random_ = random.Random(draw)
     return {name: 4 ** random_.uniform(-1, 1) if draw else 1.0 for name in names}
-
-
-def torchjd(name: str) -> Callable[..., bg.Balancer]:
-    """A weighting of torchjd, on the Gramian of the losses."""
-
-    def make(_: LateFusion, **options: Any) -> bg.Balancer:
-        from torchjd import aggregation
-
-        return bg.Gramian(getattr(aggregation, f"{name}Weighting")(**options))
-
-    return make
 
 
 ALONE = Method("uni-modal", phases=lambda _: (Phase(joint=False),), own="average")
@@ -146,11 +124,7 @@ UNGUARDED = (
         lambda _, **own: bg.MMPareto(**own),
         {"gamma": (1.5, 1.0, 2.0), "rescale": ("tensor", "encoder")},
     ),
-    Method(
-        "BOGC",
-        lambda model, **own: bg.BOGC(model.encoders, **own),
-        {"kappa": (1.0, 0.1, 10.0), "unit": ("source", "site"), "layers": ("last", "all")},
-    ),
+    Method("BOGC", bogc, {"kappa": (1.0, 0.1, 10.0), "unit": ("source", "site"), "layers": ("last", "all")}),
     Method(
         "OGM",
         lambda model, **own: bg.OGM(encoders(model), noise=0.0, **own),

@@ -10,12 +10,11 @@ from bench.accuracy import _tables as tables
 from bench.accuracy._data import trusted
 from bench.accuracy._figures import figure
 from bench.accuracy._judging import cautions
+from bench.accuracy._labels import OPTIMIZERS, command_of, heading, name, stem
 from bench.accuracy._methods import BASELINE
 from bench.accuracy._statistics import Group, in_order, mean_and_deviation, points, read
-from bench.accuracy._study import Protocol
 
 START, END = "<!-- results -->\n", "<!-- /results -->\n"
-OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 PREFACE = "# Results\n\n"
 DETAILS = """\
 # Results in detail
@@ -61,30 +60,20 @@ def command(groups: list[Group]) -> str:
     return "\n".join(["```console", *map(command_of, groups), "$ python -m bench.accuracy report", "```"])
 
 
-def command_of(group: Group) -> str:
-    at, seeds = group.protocol, max(len(runs) for runs in group.runs.values())
-    return (
-        f"$ python -m bench.accuracy --dataset {at.dataset} --optimizer {at.optimizer} \\\n"
-        f"    --seeds {seeds} --trials {at.trials} --epochs {at.epochs}"
-        + f" --tuning-seeds {at.tuning_seeds}"
-        * (at.tuning_seeds > 1)
-    )
-
-
 def overview(groups: list[Group]) -> str:
     """What matters of every set, by optimizer: differences to joint training, probe gaps, missing modalities."""
     out = []
     for optimizer, title in OPTIMIZERS.items():
         own = [group for group in groups if group.protocol.optimizer == optimizer]
         methods = in_order(method for group in own for method in group.runs)
-        for heading, text, cell in OVERVIEW if own else ():
+        for what, text, cell in OVERVIEW if own else ():
             columns = {
                 name(group.protocol): lambda method, group=group, cell=cell: (
                     cell(group, method) if method in group.runs else ""
                 )
                 for group in own
             }
-            out += [f"### {title}: {heading}", "", text, "", tables.table(methods, columns), ""]
+            out += [f"### {title}: {what}", "", text, "", tables.table(methods, columns), ""]
     return "\n".join(out)
 
 
@@ -165,19 +154,3 @@ def section(group: Group, image: str) -> str:
     for title, make in tables.SECTIONS.items():
         lines += [f"### {title}", "", make(group), ""]
     return "\n".join(lines)
-
-
-def heading(at: Protocol) -> str:
-    return f"{name(at)}, {OPTIMIZERS[at.optimizer]}"
-
-
-def name(at: Protocol) -> str:
-    """Of a data set and how it was tuned, with a colon no more, which Markdown's renderer takes for a link's."""
-    tuning = ", defaults" if at.trials == 1 and trusted(at.dataset) else ""
-    tuning = f", {at.tuning_seeds} tuning seeds" if at.tuning_seeds > 1 else tuning
-    return at.dataset.replace(":", " ") + tuning
-
-
-def stem(at: Protocol) -> str:
-    parts = (at.dataset, at.optimizer, at.epochs, at.trials, *[at.tuning_seeds] * (at.tuning_seeds > 1))
-    return "-".join(re.sub(r"\W+", "-", str(part)) for part in parts)

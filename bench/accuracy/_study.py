@@ -21,12 +21,13 @@ from bench.accuracy._generated import TASKS
 from bench.accuracy._methods import Method, Settings
 from bench.accuracy._origin import origin
 from bench.accuracy._own import find
+from bench.accuracy._recipes import SMALL, Recipe, find_recipe
 from bench.accuracy._timing import time_beside_joint
 from bench.accuracy._train import DivergedError, train
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 TUNING_SEED = 1_000_000  # of no run; further ones follow it
-OLD = {"tuning_seed": 0, "tuning_seeds": 1, "fold": 0}  # of lines that do not say
+OLD = {"tuning_seed": 0, "tuning_seeds": 1, "fold": 0, "network": SMALL.name}  # of lines that do not say
 TIMED_STEPS = 60
 Line = dict[str, Any]
 
@@ -40,6 +41,7 @@ class Protocol:
     epochs: int
     trials: int
     tuning_seeds: int = 1
+    network: str = SMALL.name
 
 
 class Ledger:
@@ -63,7 +65,7 @@ class Ledger:
         """Append a line, on the disk too."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.lines.append(line)
+        self.lines.append(OLD | line)
         return line
 
 
@@ -74,20 +76,24 @@ class Study:
     data: Dataset
     protocol: Protocol
     ledger: Ledger
+    recipe: Recipe = SMALL
 
     @classmethod
     def of(
-        cls, dataset: str, optimizer: str, epochs: int | None, trials: int, results: Path, tuning_seeds: int = 1
-    ) -> "Study":
+        cls, dataset: str, optimizer: str, epochs: int | None, trials: int, results: Path, tuning_seeds: int = 1,
+        network: str = SMALL.name,
+    ) -> "Study":  # fmt: skip
         """Load the data; where validation is not to be trusted there is one trial, of the defaults.
 
         So it is with folds: who validates in one is tested in another, and one choice for all would have seen them.
         """
-        data = load(dataset)
+        recipe, data = find_recipe(network), load(dataset)
+        recipe.check(data)
         trials = trials if trusted(dataset) and dataset not in FOLDED else 1
         tuning_seeds = tuning_seeds if trials > 1 else 1
-        protocol = Protocol(data.name, optimizer, epochs or budget(data), trials, tuning_seeds)
-        return cls(data, protocol, Ledger(results, data.name))
+        epochs = epochs or recipe.epochs or budget(data)
+        protocol = Protocol(data.name, optimizer, epochs, trials, tuning_seeds, recipe.name)
+        return cls(data, protocol, Ledger(results, data.name), recipe)
 
     def jobs(self, methods: list[str], seeds: int) -> Iterator[tuple[str, Callable[[Callable[[], object]], Line]]]:
         """What is still to do, as descriptions and calls that take a tick; a method's trials come first."""
@@ -124,7 +130,7 @@ class Study:
 
     def trial(self, method: Method, trial: int, tick: Callable[[], object], tuning_seed: int = 0) -> Line:
         """Train with the settings of a trial, on a seed of the trials, and note the validation score."""
-        settings = method.settings(self.protocol.optimizer, trial)
+        settings = method.settings(self.protocol.optimizer, trial, self.recipe.defaults)
         found = self._line("trial", method, trial=trial, tuning_seed=tuning_seed, settings=settings)
         try:
             found["score"] = self._train(method, settings, TUNING_SEED + tuning_seed, tick).score
@@ -134,7 +140,7 @@ class Study:
 
     def chosen(self, method: Method) -> Settings:
         """The settings of the trial with the best validation score, the mean over the seeds of the trials."""
-        default = method.settings(self.protocol.optimizer, 0)
+        default = method.settings(self.protocol.optimizer, 0, self.recipe.defaults)
         if self.protocol.trials == 1:
             return default
         scores = {}
@@ -162,14 +168,15 @@ class Study:
         measured["shapley"] = shapley_loss(model, method, data.test)
         measured |= {"conflict": watch.conflict, "weights": watch.weights, "update_ratio": watch.update_ratio}
         measured |= {"factors": watch.factors}
-        measured["ms"] = time_beside_joint(data, method, settings, self.protocol.optimizer, TIMED_STEPS)
+        optimizer = self.protocol.optimizer
+        measured["ms"] = time_beside_joint(data, method, settings, optimizer, TIMED_STEPS, self.recipe)
         model.load_state_dict(trained.last)
         measured["last"] = accuracies(model, method, data)
         return self.ledger.add(line | rounded(measured))
 
     def _train(self, method: Method, settings: Settings, seed: int, tick: Callable[[], object]) -> Any:
-        data, choose = self.data_of(seed), trusted(self.data.name)
-        return train(data, method, settings, self.protocol.optimizer, seed, self.protocol.epochs, choose, tick)
+        at, data, choose = self.protocol, self.data_of(seed), trusted(self.data.name)
+        return train(data, method, settings, at.optimizer, seed, at.epochs, choose, tick, self.recipe)
 
     def _line(self, kind: str, method: Method, **entries: Any) -> Line:
         about = {

@@ -4,27 +4,28 @@ import numpy as np
 import torch
 
 from balanced_grad.demo._data import Dataset
-from balanced_grad.demo._train import BATCH
 from bench.accuracy._methods import BASELINE, Method, Settings
+from bench.accuracy._recipes import SMALL, Recipe
 from bench.accuracy._train import Trainer
 
 WARM_UP = 5
 
 
 def time_beside_joint(
-    data: Dataset, method: Method, settings: Settings, optimizer: str, rounds: int
+    data: Dataset, method: Method, settings: Settings, optimizer: str, rounds: int, recipe: Recipe = SMALL
 ) -> dict[str, float]:
     """Medians over ``rounds`` steps of the last phase, in milliseconds.
 
     ``subroutine``: from the end of the forward pass to the final ``.grad``; ``extra``: that minus the joint
     step's of the same round; ``step`` and ``joint_step``: a whole step of each.
     """
-    joint = Trainer(data, BASELINE, BASELINE.settings(optimizer, 0), optimizer, seed=0)
-    own = Trainer(data, method, settings, optimizer, seed=0)
+    defaults = BASELINE.settings(optimizer, 0, recipe.defaults)
+    joint = Trainer(data, BASELINE, defaults, optimizer, 0, recipe)
+    own = Trainer(data, method, settings, optimizer, 0, recipe)
     order = torch.Generator().manual_seed(0)
     seen = []
     for i in range(WARM_UP + rounds):
-        batch = data.train[torch.randint(len(data.train), (BATCH,), generator=order)]
+        batch = data.train[torch.randint(len(data.train), (recipe.batch,), generator=order)]
         turn = (own, joint) if i % 2 else (joint, own)
         times = {id(trainer): trainer.step(batch) for trainer in turn}
         seen.append([*times[id(own)], *times[id(joint)]])

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 
 import balanced_grad as bg
 from balanced_grad.demo._data import Dataset, Split
-from balanced_grad.demo._train import BATCH, RECIPE
 from bench.accuracy._evaluate import WHOLE, evaluate_own, quality
 from bench.accuracy._methods import ALONE, Method, Phase, Settings, encoders, rates
-from bench.accuracy._model import build
+from bench.accuracy._model import SumOfLogits, build
 from bench.accuracy._objectives import JOINT, Forward
+from bench.accuracy._recipes import SMALL, Recipe
 from bench.accuracy._watch import Watch
 
 Score = tuple[float, float]  # validation accuracy, then minus the negative log-likelihood
@@ -31,10 +31,13 @@ class Trainer:
 
     clock: Callable[[], float] = staticmethod(perf_counter)  # what a step is timed by
 
-    def __init__(self, data: Dataset, method: Method, settings: Settings, optimizer: str, seed: int) -> None:
+    def __init__(
+        self, data: Dataset, method: Method, settings: Settings, optimizer: str, seed: int, recipe: Recipe = SMALL
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = build(method.network, data)
+            self.model = build(method.network, data, recipe)
+        self.recipe = recipe
         self.balancer = method.balancer(self.model, settings)
         self.items = data.train
         self.settings, self.kind = settings, optimizer
@@ -50,7 +53,7 @@ class Trainer:
         order = torch.Generator().manual_seed(seed)
 
         def held_out() -> dict[str, Tensor]:
-            return self.forward(items[torch.randint(len(items), (BATCH,), generator=order)]).losses()
+            return self.forward(items[torch.randint(len(items), (self.recipe.batch,), generator=order)]).losses()
 
         if method.guard == "blend":
             self.balancer = bg.GradientBlending(held_out)
@@ -64,13 +67,18 @@ class Trainer:
         # torch's fused SGD fails where a parameter's first gradient comes later than another's.
         common["fused"] = not isinstance(self.balancer, bg.Alternate)
         if self.kind == "sgd":
-            base = torch.optim.SGD(self.model.parameters(), momentum=RECIPE["momentum"], **common)
+            base = torch.optim.SGD(self.model.parameters(), momentum=self.recipe.momentum, **common)
         else:
             base = torch.optim.AdamW(self.model.parameters(), **common)
         own = rates(self.model.names, self.settings["rates"]) if "rates" in self.settings else None
         self.optimizer = base
         if self.balancer is not None:
             self.optimizer = bg.BalancedOptimizer(base, self.balancer, modalities=encoders(self.model), rates=own)
+
+    def slow_down(self, factor: float) -> None:
+        """Take a part of the phase's learning rate from here on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings["lr"] * self.phase.rate * factor
 
     def forward(self, batch: Split, present: Mapping[str, Tensor] | None = None) -> Forward:
         """The predictions that this phase trains."""
@@ -94,7 +102,7 @@ class Trainer:
         ready = self.clock()
         self.phase.objective(self.balancer, forward).backward()
         done = self.clock()
-        if not self.phase.unimodal:
+        if not self.phase.unimodal and not isinstance(self.model.fused, SumOfLogits):
             self._train_watched_heads(forward)
         again = self.clock()
         self.optimizer.step()
@@ -150,16 +158,19 @@ def train(
     epochs: int,
     choose: bool,
     tick: Callable[[], object] = lambda: None,
+    recipe: Recipe = SMALL,
 ) -> Trained:
     """Train for ``epochs``; raises ``DivergedError`` where there is nothing to keep."""
-    trainer, order = Trainer(data, method, settings, optimizer, seed), torch.Generator().manual_seed(seed)
+    trainer, order = Trainer(data, method, settings, optimizer, seed, recipe), torch.Generator().manual_seed(seed)
     best, watch = Best(choose), Watch()
     own_parts = parts(method, trainer.model)
     starts = phase_starts(method.phases(settings), epochs)
     for epoch in range(epochs):
         if epoch in starts:
             trainer.begin(starts[epoch])
-        for rows in torch.split(torch.randperm(len(trainer.items), generator=order), BATCH):
+        trainer.slow_down(recipe.rate(epoch, epochs))
+        trainer.model.train()
+        for rows in torch.split(torch.randperm(len(trainer.items), generator=order), recipe.batch):
             with watch.update_of(trainer.model):
                 trainer.step(trainer.items[rows])
             watch.see(trainer.balancer)

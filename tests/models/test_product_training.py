@@ -10,7 +10,8 @@ from torch import nn
 
 import balanced_grad as bg
 from balanced_grad.models import NullTokenExpert, ProductOfExperts, fit_weights, predictions, train_experts
-from bench.experts import load, score
+from bench._experts_tasks import real
+from bench.experts import score
 from bench.experts_toy import SETTINGS, Toy
 
 
@@ -309,7 +310,7 @@ def test_never_far_from_the_better_of_intra_and_inter(setting):
 @pytest.mark.skipif("BALANCED_GRAD_DATA" not in os.environ, reason="set BALANCED_GRAD_DATA to the folder of data sets")
 def test_weights_silence_memorising_experts_on_wikipedia():
     """Image and fused expert know the training items by heart; the plain product is worse than text alone."""
-    wiki = load("wiki", 30)
+    wiki = real("wiki", 30)
     held = wiki.splits["val"]
     wiki.splits["val"] = wiki.splits["train"]  # nothing stops the experts from memorising
     torch.manual_seed(0)
