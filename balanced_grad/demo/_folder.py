@@ -82,4 +82,6 @@ def _paired(request: str, title: str, arrays: dict[str, Array], variant: str) ->
     }
     labels = np.concatenate([arrays[f"{split}_label"] for split in SPLITS])
     codes = np.repeat(range(len(SPLITS)), [len(arrays[f"{split}_label"]) for split in SPLITS])
-    return build(request, f"{title}, {image} images, {audio} audio", views, labels, codes)
+    heard = [arrays[f"{split}_audio_speaker"][arrays[f"{split}_recording"]] for split in SPLITS]
+    speakers = "speakers", np.concatenate(heard)
+    return build(request, f"{title}, {image} images, {audio} audio", views, labels, codes, speakers)

@@ -165,6 +165,14 @@ def test_pairs_follow_the_recordings():
 
 
 @needs_real_data
+def test_pairs_belong_to_speakers_whom_training_has_not_heard():
+    groups = load_folder(Path(REAL), "avmnist:clean,clean").groups
+    assert groups.kind == "speakers"
+    parts = {split: set(groups.codes[split].tolist()) for split in SPLITS}
+    assert parts["val"] == parts["train"] and len(parts["test"]) == 2 and not parts["test"] & parts["train"]
+
+
+@needs_real_data
 def test_unknown_variants_are_refused():
     with pytest.raises(DemoError, match="avmnist:clean,clean, avmnist:clean,noisy, avmnist:pca25,clean"):
         load_folder(Path(REAL), "avmnist:clean,loud")
