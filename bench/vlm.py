@@ -178,14 +178,15 @@ def train(kind: str, method: str, seed: int, rate: float, steps: int) -> tuple[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, metavar="N", default=5)
     parser.add_argument("--steps", type=int, metavar="N", default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tqdm(total=len(options.models) * len(METHODS) * options.seeds * len(RATES), unit="run") as bar:
+    with tqdm(total=len(options.models) * len(options.methods) * options.seeds * len(RATES), unit="run") as bar:
         for kind in options.models:
             rows = {}
-            for method in METHODS:
+            for method in options.methods:
                 chosen = []
                 for seed in range(options.seeds):
                     found = []
