@@ -4,17 +4,29 @@ What is asked of a minimum has no unit: Newton's model of the function, or the b
 go down at most, and that does not change when an exponent is measured in another unit.
 """
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Function = Callable[[Tensor], Tensor]
 _AIM = 1e-13  # nats above the minimum at which to stop
 _ENOUGH = 1e-8  # nats above the minimum beyond which the answer is refused
 _FLAT = 1e-8  # of a curvature of one: less is the rounding of outputs in float32, some of which are sums of others
 _STEPS = 100
-_WIDER = 8.0  # factor of a bracket's search: numbers of 1e-90 to 1e90
+_WIDER = 8.0  # factor by which to look for the other end of a bracket
+
+
+class Model(NamedTuple):
+    """A function near a point: its value, slope ``(E,)`` and curvature ``(E, E)``."""
+
+    value: float
+    slope: Tensor
+    curvature: Tensor
+
+
+Function = Callable[[Tensor], Tensor | Model]  # what gives its value alone is differentiated here
 
 
 def minimise(function: Function, start: Tensor) -> Tensor:
@@ -23,16 +35,19 @@ def minimise(function: Function, start: Tensor) -> Tensor:
     Raises:
         RuntimeError: where the conditions of a minimum do not hold at the end.
     """
-    point = start
+    point, near = start, model(function, start)
     for _ in range(_STEPS):
-        value, slope, curvature = _model(function, point)
-        step, left, along = _newton(point, slope, curvature)
+        step, left, along = _newton(point, near.slope, near.curvature)
         if left <= _AIM and along <= _ENOUGH:
             return (point + step).clamp_min(0) if left == along == 0 else point
-        lower = _descended(function, point, step, value, slope)
-        if lower is None and left + along <= _ENOUGH:  # all that rounding allows
+        lower = _descended(function, point, step, near)
+        if lower is not None:
+            point, near = lower
+        elif left + along <= _ENOUGH:  # all that rounding allows
             return point
-        point = _by_coordinates(function, point) if lower is None else lower
+        else:
+            point = _by_coordinates(function, point)
+            near = model(function, point)
     raise RuntimeError(_failure(point.tolist(), left + along))
 
 
@@ -55,16 +70,20 @@ def _failure(point: object, left: float) -> str:
     )
 
 
-def _model(function: Function, point: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Value, slope ``(E,)`` and curvature ``(E, E)``."""
+def model(function: Function, point: Tensor) -> Model:
+    """What the function says of itself near a point, or what its graph says."""
+    said = function(point)
+    if isinstance(said, Model):
+        return said
     with torch.enable_grad():
         x = point.detach().requires_grad_()
         value = function(x)
+        assert isinstance(value, Tensor)
         (slope,) = torch.autograd.grad(value, x, create_graph=True)
         if not slope.requires_grad:  # a linear function
-            return float(value.detach()), slope, torch.zeros(point.shape + point.shape, dtype=x.dtype, device="cpu")
+            return Model(float(said), slope, point.new_zeros(point.shape + point.shape))
         rows = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope.reshape(-1)]
-    return float(value.detach()), slope.detach(), torch.stack(rows).reshape(point.shape + point.shape)
+    return Model(float(said), slope.detach(), torch.stack(rows).reshape(point.shape + point.shape))
 
 
 def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, float, float]:
@@ -74,30 +93,25 @@ def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, fl
     """
     # A convex function gains no more by going to zero, and Newton's step along the coordinate goes there.
     blocked = (slope >= 0) & (point * slope <= _AIM) & (point * curvature.diagonal() <= slope)
-    step = torch.where(blocked, -point, 0.0)
-    free = (~blocked).nonzero()[:, 0]
-    if not len(free):
-        return step, 0.0, 0.0
-    scale = curvature.diagonal()[free].rsqrt()
-    matrix = scale[:, None] * curvature[free][:, free] * scale
+    scale = torch.where(blocked, 0.0, curvature.diagonal().rsqrt())
+    matrix = scale[:, None] * curvature * scale
     if not matrix.isfinite().all():
-        return step, float("inf"), 0.0
+        return torch.where(blocked, -point, 0.0), math.inf, 0.0
     bends, ways = torch.linalg.eigh(matrix)
     roots = bends.clamp_min(_FLAT).sqrt()
-    solved = (ways.T @ (scale * slope[free])) / roots
-    step[free] = -scale * (ways @ (solved / roots))
-    nats = 0.5 * solved.square()
-    return step, float(nats[bends >= _FLAT].sum()), float(nats[bends < _FLAT].sum())
+    solved = (ways.T @ (scale * slope)) / roots
+    step = torch.where(blocked, -point, -scale * (ways @ (solved / roots)))
+    nats, flat = 0.5 * solved.square(), bends < _FLAT
+    return step, float(nats[~flat].sum()), float(nats[flat].sum())
 
 
-def _descended(function: Function, point: Tensor, step: Tensor, value: float, slope: Tensor) -> Tensor | None:
-    """A point along the projected step that is lower by a share of what the slope promises."""
+def _descended(function: Function, point: Tensor, step: Tensor, near: Model) -> tuple[Tensor, Model] | None:
+    """A point along the projected step that is lower by a share of what the slope promises, and the model there."""
     for halvings in range(40):
         candidate = (point + 0.5**halvings * step).clamp_min(0)
-        promised = float(slope @ (candidate - point))
-        with torch.no_grad():
-            if promised < 0 and float(function(candidate)) <= value + 1e-4 * promised:
-                return candidate
+        promised = float(near.slope @ (candidate - point))
+        if promised < 0 and (there := model(function, candidate)).value <= near.value + 1e-4 * promised:
+            return candidate, there
     return None
 
 
@@ -105,8 +119,9 @@ def _by_coordinates(function: Function, point: Tensor) -> Tensor:
     for index in range(len(point)):
         before, after = point[:index], point[index + 1 :]
 
-        def along(x: Tensor, before: Tensor = before, after: Tensor = after) -> Tensor:
-            return function(torch.cat([before, x[None], after]))
+        def along(x: Tensor, i: int = index, before: Tensor = before, after: Tensor = after) -> Model:
+            value, slope, curvature = model(function, torch.cat([before, x[None], after]))
+            return Model(value, slope[i], curvature[i, i])
 
         found, _ = _bracketed(along, float(point[index]))
         point = torch.cat([before, point.new_tensor([found]), after])
@@ -117,32 +132,25 @@ def _bracketed(function: Function, start: float) -> tuple[float, float]:
     """A zero of the slope, by Newton's steps inside a bracket that is halved in log w otherwise; and the nats left."""
 
     def look(x: float) -> tuple[float, float]:
-        _, slope, curvature = _model(function, torch.tensor(x, dtype=torch.double, device="cpu"))
+        _, slope, curvature = model(function, torch.tensor(x, dtype=torch.double, device="cpu"))
         return float(slope), float(curvature)
 
     slope, bend = look(0.0)
     if slope >= 0:  # NaN where the function has no value at 0
         return (start if slope == bend == 0 else 0.0), 0.0
-    low = high = start if start > 0 else 1.0
-    for _ in range(100):
-        if not look(high)[0] < 0:
-            break
-        low, high = high, _WIDER * high
-    for _ in range(100):
-        if look(low)[0] < 0:
-            break
-        low, high = low / _WIDER, low
-    point, left = low, float("inf")
-    for _ in range(200):
+    guess = -slope / bend if bend > 0 else math.nan  # Newton's from zero, which knows the unit
+    point = guess if 0 < guess < math.inf else start or 1.0
+    low, high, left = 0.0, math.inf, math.inf
+    for _ in range(400):
         slope, bend = look(point)
         low, high = (point, high) if slope < 0 else (low, point)
-        newton = 0.5 * slope * slope / bend if bend > 0 else float("inf")
+        newton = 0.5 * slope * slope / bend if bend > 0 else math.inf
         left = min(newton, abs(slope) * (high - low))
         if left <= _AIM:
             break
         point = point - slope / bend if bend > 0 else high
         if not low < point < high:
-            point = (low * high) ** 0.5
+            point = high / _WIDER if low == 0 else _WIDER * low if high == math.inf else (low * high) ** 0.5
             if not low < point < high:  # adjacent numbers
                 break
     return point, left

@@ -7,15 +7,8 @@ from torch import Tensor
 
 from balanced_grad.labels import require_tensor
 from balanced_grad.models._experts import ProductOfExperts
-from balanced_grad.models._experts_weights import (
-    Validation,
-    cross_validate,
-    finite,
-    fit,
-    fit_common,
-    lowest,
-    one_standard_error,
-)
+from balanced_grad.models._experts_validation import Validation, finite
+from balanced_grad.models._experts_weights import cross_validate, fit, fit_common, lowest, one_standard_error
 from balanced_grad.models._product import silenced
 from balanced_grad.models._product_stack import Present, read_targets
 
