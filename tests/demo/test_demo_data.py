@@ -169,7 +169,9 @@ def test_pairs_belong_to_speakers_whom_training_has_not_heard():
     groups = load_folder(Path(REAL), "avmnist:clean,clean").groups
     assert groups.kind == "speakers"
     parts = {split: set(groups.codes[split].tolist()) for split in SPLITS}
-    assert parts["val"] == parts["train"] and len(parts["test"]) == 2 and not parts["test"] & parts["train"]
+    assert parts["val"] == parts["train"]
+    assert len(parts["test"]) == 2
+    assert not parts["test"] & parts["train"]
 
 
 @needs_real_data
