@@ -17,8 +17,8 @@ TEXT = f"""\
 # Leaderboard
 
 All methods and baselines of the study beside each other, from the lines in `bench/results`. What it means, and what to
-take from it: [Results](results.md). A set counts once per optimizer and network. `mosi`, whose features leak labels, does
-not count.
+take from it: [Results](results.md). A set counts once per optimizer and network. `mosi`, whose features leak labels,
+does not count.
 
 * **Default** is the first setting of every method, **tuned** the best of its trials on validation items. At an equal
   budget: the same epochs, number of trials, learning rates to choose from and seeds.
