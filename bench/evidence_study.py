@@ -6,7 +6,8 @@
 The demo's networks and recipe; per seed, every method has the same initial weights, batch order and budget. One JSON
 line per run goes to ``--out`` (runs found there are not repeated), and a table per data set is printed: mean and worst
 probe gap to the uni-modal network, fused accuracy, and fused accuracy with one modality missing (its features replaced
-by their mean over the training items; mean over modalities). Choices are made on the validation columns.
+by their mean over the training items; mean over modalities), as mean and deviation over seeds. Choices are made on the
+validation columns.
 """
 
 import argparse

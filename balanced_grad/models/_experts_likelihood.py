@@ -89,9 +89,9 @@ def _categorical(items: Validation, outputs: Tensor, kept: Tensor, doubt: float)
     outputs, values = kept * outputs, items.labels.values
     if items.task == "multilabel":  # two classes per entry
         outputs = torch.stack([torch.zeros_like(outputs), outputs], -1)
-        known, unknown = torch.stack([1 - values, values], -1), torch.tensor(0.5, device="cpu")
+        known, unknown = torch.stack([1 - values, values], -1), torch.full_like(outputs[0], 0.5)
     else:
-        known = values if items.labels.soft else nn.functional.one_hot(values, outputs.shape[-1])
+        known = values if items.labels.soft else nn.functional.one_hot(values, outputs.shape[-1]).double()
         allowed = (items.outputs > items.floor).all(0)
         unknown = allowed.double() / allowed.sum(-1, keepdim=True).clamp_min(1)
     shares = ((1 - doubt) * known + doubt * unknown).flatten(0, -2)

@@ -1,5 +1,7 @@
 """The loss of a product in closed form: against autograd, and its minimum against scipy's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,37 @@ def test_value_slope_and_curvature_are_those_of_autograd(kind, seed, options):
     assert found.value == pytest.approx(float(given.loss(weights)), rel=1e-9)
     slope = torch.autograd.functional.jacobian(given.loss, weights)
     curvature = torch.autograd.functional.hessian(given.loss, weights)
+    torch.testing.assert_close(found.slope, slope, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.curvature, curvature, rtol=1e-7, atol=1e-9)
+
+
+def answers(given):
+    """The labels that an unknown one may have, each as likely: the classes left, yes and no, the value of any item."""
+    values = given.labels.values
+    if given.task == "regression":
+        return [values[j].expand_as(values) for j in range(N)]
+    if given.task == "multilabel":
+        return [torch.zeros_like(values), torch.ones_like(values)]
+    left = (given.outputs > given.floor).all(0).all(0).nonzero()[:, 0]
+    return [torch.full((N,), int(c)) for c in left]
+
+
+@pytest.mark.parametrize("doubt", [1e-3, 0.3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_share_of_a_label_is_any_answer(kind, doubt):
+    given = items(kind, 4, missing=True)
+    if given.task == "classification":  # one class is excluded by an expert
+        given.outputs[0, :, 2] = given.floor
+
+    def oracle(weights):
+        of_answers = [replace(given, labels=Labels(values, None)).loss(weights) for values in answers(given)]
+        return (1 - doubt) * given.loss(weights) + doubt * torch.stack(of_answers).mean()
+
+    weights = torch.rand(3, dtype=torch.double) + 0.2
+    found = likelihood(given, doubt)(weights)
+    assert found.value == pytest.approx(float(oracle(weights)), rel=1e-9)
+    slope = torch.autograd.functional.jacobian(oracle, weights)
+    curvature = torch.autograd.functional.hessian(oracle, weights)
     torch.testing.assert_close(found.slope, slope, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(found.curvature, curvature, rtol=1e-7, atol=1e-9)
 
