@@ -26,7 +26,7 @@ class Model(NamedTuple):
     curvature: Tensor
 
 
-Function = Callable[[Tensor], Tensor | Model]  # what gives its value alone is differentiated here
+Function = Callable[[Tensor], Model]
 
 
 def minimise(function: Function, start: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def minimise(function: Function, start: Tensor) -> Tensor:
     Raises:
         RuntimeError: where the conditions of a minimum do not hold at the end.
     """
-    point, near = start, model(function, start)
+    point, near = start, function(start)
     for _ in range(_STEPS):
         step, left, along = _newton(point, near.slope, near.curvature)
         if left <= _AIM and along <= _ENOUGH:
@@ -47,7 +47,7 @@ def minimise(function: Function, start: Tensor) -> Tensor:
             return point
         else:
             point = _by_coordinates(function, point)
-            near = model(function, point)
+            near = function(point)
     raise RuntimeError(_failure(point.tolist(), left + along))
 
 
@@ -68,22 +68,6 @@ def _failure(point: object, left: float) -> str:
         f"the fit of the exponents did not reach a minimum: {left:.2g} nats are left at {point}; look for outputs of "
         "extreme size, or experts that leave no error at all, among the validation items"
     )
-
-
-def model(function: Function, point: Tensor) -> Model:
-    """What the function says of itself near a point, or what its graph says."""
-    said = function(point)
-    if isinstance(said, Model):
-        return said
-    with torch.enable_grad():
-        x = point.detach().requires_grad_()
-        value = function(x)
-        assert isinstance(value, Tensor)
-        (slope,) = torch.autograd.grad(value, x, create_graph=True)
-        if not slope.requires_grad:  # a linear function
-            return Model(float(said), slope, point.new_zeros(point.shape + point.shape))
-        rows = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope.reshape(-1)]
-    return Model(float(said), slope.detach(), torch.stack(rows).reshape(point.shape + point.shape))
 
 
 def _newton(point: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, float, float]:
@@ -110,7 +94,7 @@ def _descended(function: Function, point: Tensor, step: Tensor, near: Model) -> 
     for halvings in range(40):
         candidate = (point + 0.5**halvings * step).clamp_min(0)
         promised = float(near.slope @ (candidate - point))
-        if promised < 0 and (there := model(function, candidate)).value <= near.value + 1e-4 * promised:
+        if promised < 0 and (there := function(candidate)).value <= near.value + 1e-4 * promised:
             return candidate, there
     return None
 
@@ -120,7 +104,7 @@ def _by_coordinates(function: Function, point: Tensor) -> Tensor:
         before, after = point[:index], point[index + 1 :]
 
         def along(x: Tensor, i: int = index, before: Tensor = before, after: Tensor = after) -> Model:
-            value, slope, curvature = model(function, torch.cat([before, x[None], after]))
+            value, slope, curvature = function(torch.cat([before, x[None], after]))
             return Model(value, slope[i], curvature[i, i])
 
         found, _ = _bracketed(along, float(point[index]))
@@ -132,7 +116,7 @@ def _bracketed(function: Function, start: float) -> tuple[float, float]:
     """A zero of the slope, by Newton's steps inside a bracket that is halved in log w otherwise; and the nats left."""
 
     def look(x: float) -> tuple[float, float]:
-        _, slope, curvature = model(function, torch.tensor(x, dtype=torch.double, device="cpu"))
+        _, slope, curvature = function(torch.tensor(x, dtype=torch.double, device="cpu"))
         return float(slope), float(curvature)
 
     slope, bend = look(0.0)

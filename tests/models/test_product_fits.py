@@ -192,27 +192,44 @@ def test_heads_with_tiny_exponents_are_not_lifted_without_the_joint_one():
     assert product.without_joint.losses({n: heads[n] for n in "av"}, y)["joint"] < 2
 
 
+def model(function):
+    """The function with its slope and curvature, by autograd."""
+
+    def at(point):
+        with torch.enable_grad():
+            x = point.detach().requires_grad_()
+            value = function(x)
+            (slope,) = torch.autograd.grad(value, x, create_graph=True)
+            if not slope.requires_grad:  # a linear function
+                return _convex.Model(float(value.detach()), slope, point.new_zeros(point.shape + point.shape))
+            rows = [torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope.reshape(-1)]
+        curvature = torch.stack(rows).reshape(point.shape + point.shape)
+        return _convex.Model(float(value.detach()), slope.detach(), curvature)
+
+    return at
+
+
 class TestMinimum:
     def test_a_corner(self):
         found = _convex.minimise(
-            lambda w: (w - torch.tensor([-1.0, 2.0, 0.0]).double()).square().sum(), torch.ones(3).double()
+            model(lambda w: (w - torch.tensor([-1.0, 2.0, 0.0]).double()).square().sum()), torch.ones(3).double()
         )
         torch.testing.assert_close(found, torch.tensor([0.0, 2.0, 0.0]).double())
 
     @pytest.mark.parametrize("start", [1e-6, 1.0, 1e6])
     @pytest.mark.parametrize("best", [1e-12, 1.0, 1e12])
     def test_any_size(self, start, best):
-        found = _convex.minimise_scalar(lambda w: w / best - w.log(), start)
+        found = _convex.minimise_scalar(model(lambda w: w / best - w.log()), start)
         assert found == pytest.approx(best, rel=1e-5)
 
     def test_where_newton_fails_coordinates_take_over(self, monkeypatch):
         monkeypatch.setattr(_convex, "_descended", lambda *_: None)
         target = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
-        found = _convex.minimise(lambda w: 0.5 * w @ target @ w - w.sum(), torch.tensor([5.0, 5.0]).double())
+        found = _convex.minimise(model(lambda w: 0.5 * w @ target @ w - w.sum()), torch.tensor([5.0, 5.0]).double())
         torch.testing.assert_close(found, torch.linalg.solve(target, torch.ones(2).double()), rtol=1e-3, atol=0)
 
     def test_what_has_no_minimum_is_refused_by_name(self):
         with pytest.raises(RuntimeError, match=r"did not reach a minimum: .* nats are left"):
-            _convex.minimise_scalar(lambda w: -w, 1.0)
+            _convex.minimise_scalar(model(lambda w: -w), 1.0)
         with pytest.raises(RuntimeError, match="did not reach a minimum"):
-            _convex.minimise(lambda w: -w.sum() + w.square().sum() * 0, torch.ones(2).double())
+            _convex.minimise(model(lambda w: -w.sum() + w.square().sum() * 0), torch.ones(2).double())
