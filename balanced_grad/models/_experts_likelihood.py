@@ -113,9 +113,10 @@ def _gaussian(items: Validation, outputs: Tensor, kept: Tensor, doubt: float) ->
     least = log_variances.masked_fill(kept <= 0, torch.inf).amin(0)  # taken out, so nothing overflows
     precisions = kept * torch.where(kept > 0, least - log_variances, 0.0).exp()
     pulls = precisions * (means - label) * (-0.5 * least).exp()
-    design = torch.stack([precisions, pulls], 1).flatten(2)[..., _counted(items)]
-    least = least.flatten()[_counted(items)]
-    variance = variance.flatten()[_counted(items)] * (-least).exp()
+    rows = _counted(items)
+    design = torch.stack([precisions, pulls], 1).flatten(2)[..., rows]
+    least = least.flatten()[rows]
+    variance = variance.flatten()[rows] * (-least).exp()
     experts = design[:-1] + TINY * design[:-1].sum(0)
     return Gaussian(experts, design[-1], variance, 0.5 * (float(least.mean()) + math.log(2 * math.pi)))
 

@@ -1,13 +1,13 @@
 """The networks: the demo's late fusion, with a deep fused head for tasks that a linear one cannot solve, and I2M2's."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from balanced_grad.demo._data import Dataset
 from balanced_grad.demo._model import FEATURES, LateFusion, encoder
+from balanced_grad.running import evaluating
 from bench.accuracy._generated import TASKS
 from bench.accuracy._recipes import SMALL, Recipe
 
@@ -93,14 +93,3 @@ def muted_features(model: LateFusion, features: list[Tensor], inputs: Mapping[st
     with evaluating(model):
         silent = model.features({name: torch.zeros_like(x[:1]) for name, x in inputs.items()})
     return [[nothing.expand_as(z), z] for nothing, z in zip(silent, features, strict=True)]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, then as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
