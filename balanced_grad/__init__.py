@@ -2,6 +2,7 @@
 
 from balanced_grad.attachment import Attachment, attach
 from balanced_grad.balancer import Balancer
+from balanced_grad.capture import Parameters
 from balanced_grad.diagnosis import Diagnosis, diagnose
 from balanced_grad.dropout import ModalityDropout, drop_modalities
 from balanced_grad.evidence import BOGC
@@ -40,6 +41,7 @@ __all__ = [
     "ModalityDropout",
     "ModalityGroups",
     "Modulation",
+    "Parameters",
     "Problem",
     "Project",
     "RowFusion",

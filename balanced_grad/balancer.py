@@ -74,7 +74,8 @@ class Balancer(nn.Module, ABC):
         level: where per-loss gradients are taken. ``"parameters"`` is exact. ``"features"`` takes them at
             the encoder outputs passed as ``balancer(losses, features={...})`` and then runs one ordinary
             backward of the weighted losses, at about the cost of the plain sum. A ``bg.Tokens(model)`` splits the
-            gradient of one loss by groups of tokens, which then take the place of the losses.
+            gradient of one loss by groups of tokens, which then take the place of the losses. A
+            ``bg.Parameters(batched=...)`` chooses how many backwards ``"parameters"`` takes.
         groups: which parameters share a problem and its weights: ``"all"`` (default) of those where losses meet;
             ``"reach"``, one problem per set of losses that meet, so one per encoder; ``"tensor"``, one per
             parameter; or a mapping of name -> module or parameters, the others being summed plainly. With more
@@ -382,7 +383,7 @@ class Balancer(nn.Module, ABC):
 
         A method adds its own: ``return {"temperature": self.temperature} | super().settings()``.
         """
-        out: dict[str, object] = {} if self.level == "parameters" else {"level": self._source.tokens or self.level}
+        out: dict[str, object] = {} if self._source.described is None else {"level": self._source.described}
         out |= {} if self._source.partition.single else {"groups": self._source.partition}
         out |= {name: True for name in ("include_exclusive", "record_gramian") if getattr(self, name)}
         out |= {} if self._reuse is None else {"every": self._reuse.every}

@@ -1,7 +1,7 @@
 """Where per-loss gradients are taken: the options of every balancer that choose it, and the capture they make."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from balanced_grad.capture import (
     Memory,
     ParameterCapture,
     ParameterFilter,
+    Parameters,
     Params,
     Partition,
     Processes,
@@ -24,7 +25,8 @@ from balanced_grad.checks import refuse
 from balanced_grad.choices import check_choice
 from balanced_grad.tokens import Masks, TokenCapture, Tokens
 
-Level = Literal["parameters", "features"]
+LevelName = Literal["parameters", "features"]
+Level = LevelName | Parameters
 
 
 class Source:
@@ -32,7 +34,7 @@ class Source:
 
     Args:
         params: see ``Balancer``, and so for all.
-        level: a name, or ``bg.Tokens(model)``.
+        level: a name, ``bg.Parameters(batched=...)``, or ``bg.Tokens(model)``.
         groups: which parameters share a problem.
         include_exclusive: whether the Gramian is over what one loss alone reaches, too.
     """
@@ -42,13 +44,23 @@ class Source:
         if not self.partition.single and (include_exclusive or level == "features"):
             what = "include_exclusive=True" if include_exclusive else "level='features'"
             raise ValueError(f"groups={groups!r} cannot be combined with {what}; leave one of them out")
-        if not isinstance(level, Tokens):
-            check_choice("level", level, Level, ", or give bg.Tokens(model)")
+        if isinstance(level, str):
+            check_choice("level", level, LevelName, ", or give bg.Tokens(model)")
+        elif not isinstance(level, Tokens | Parameters):
+            raise TypeError(f"level={level!r}: give one of {get_args(LevelName)}, bg.Tokens(model) or bg.Parameters()")
         self.tokens = level if isinstance(level, Tokens) else None
-        self.level: str = "tokens" if isinstance(level, Tokens) else level
+        self.parameters = level if isinstance(level, Parameters) else Parameters()
+        self.level: str = level if isinstance(level, str) else type(level).__name__.lower()
         self.params = ParameterFilter(params)
-        self.memory = Memory()
+        self.memory = Memory(self.parameters)
         self.processes = Processes()
+
+    @property
+    def described(self) -> object:
+        """The level as it would be written, None for the default."""
+        if self.level == "parameters":
+            return None if self.parameters == Parameters() else self.parameters
+        return self.tokens or self.level
 
     def note(self, who: str, tokens: Masks | None) -> None:
         """The masks of this batch, for the level that takes them."""

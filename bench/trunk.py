@@ -49,8 +49,19 @@ def losses(model, count: int):
 
 def ways(model):
     parameters = [p for p in model.parameters() if p.requires_grad]
-    balancer, apart = bg.MinNorm(), bg.MinNorm()
-    apart._source.memory.ways.clear()
+    balancer, apart = bg.MinNorm(), bg.MinNorm(level=bg.Parameters(batched=False))
+    together = bg.MinNorm(level=bg.Parameters(batched=True))
+
+    def bare(values):
+        """What any method with one backward per loss pays at the least."""
+        each = list(values.values())
+        for loss in each:
+            torch.autograd.grad(loss, parameters, retain_graph=loss is not each[-1])
+
+    def bare_batch(values):
+        """The same for one backward of all losses side by side."""
+        seeds = list(torch.eye(len(values)).unbind(1))
+        torch.autograd.grad(list(values.values()), parameters, seeds, is_grads_batched=True)
 
     def peer(values):
         backward(list(values.values()), inputs=parameters)
@@ -59,8 +70,11 @@ def ways(model):
     return {
         "plain sum": lambda values: sum(values.values()).backward(),
         "MinNorm": lambda values: balancer(values).backward(),
-        "MinNorm, a backward per loss": lambda values: apart(values).backward(),
+        "MinNorm, one by one": lambda values: apart(values).backward(),
+        "MinNorm, batched": lambda values: together(values).backward(),
         "torchjd backward + MGDA": peer,
+        "bare, one by one": bare,
+        "bare, batched": bare_batch,
     }
 
 

@@ -1,7 +1,7 @@
 """A LLaVA and a Qwen2.5-VL, tiny and trained from scratch, with and without balancing by tokens.
 
     python -m bench.vlm                    # about an hour on one core for each model
-    python -m bench.vlm --models LLaVA     # the table of docs/tokens.md
+    python -m bench.vlm --models LLaVA     # one of the two tables of docs/tokens.md
     python -m bench.vlm --seeds 1 --steps 100
 
 Each item is a picture of a handwritten digit (scikit-learn), a question and two numbers, and the answer is one digit.

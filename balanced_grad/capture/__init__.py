@@ -1,5 +1,6 @@
 """Which loss reaches which parameter, and the gradient each of them sends there."""
 
+from balanced_grad.capture._batched import Parameters
 from balanced_grad.capture._delivery import Delivery
 from balanced_grad.capture._eager import eager
 from balanced_grad.capture._features import FeatureCapture
@@ -34,6 +35,7 @@ __all__ = [
     "Memory",
     "ParameterCapture",
     "ParameterFilter",
+    "Parameters",
     "Params",
     "Partition",
     "Plan",

@@ -1,13 +1,16 @@
 """All losses in one backward, where activation checkpointing makes that the better way.
 
 A backward per loss computes anew, every time, what checkpointing has dropped; a batched one does so once. Elsewhere it
-does not pay: batched, two losses take 1.1 to 1.2 times as long as one after the other (measured on attention layers),
-convolutions far longer, and what only some of the losses reach is computed for all.
+pays in small layers alone, and is asked for, since a hook cannot read what it gets of a batch: in large ones two losses
+take 1.1 to 1.2 times as long as one after the other, in convolutions far longer, and what only some of the losses reach
+is computed for all.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +23,7 @@ from balanced_grad.capture._walk import Walk
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
+_ASKED = 128  # nodes that are asked whether checkpointing has dropped what they saved
 _LEAST = 32  # nodes that all losses share: below, a second pass is cheap
 _WASTE = 0.25  # nodes visited in vain, for a loss that does not reach them, per visit that computes nothing anew
 _MOST = 1 << 28  # numbers in the gradients of all losses, which a batched pass holds beside the rows
@@ -39,37 +43,94 @@ _BATCHABLE = frozenset(f"{operator}Backward{overload}" for operator in _OPERATOR
 Way = Callable[[Sequence[Tensor], Sequence[GradientEdge], Sequence[Tensor]], Sequence[Tensor | None]]
 
 
-def batched_gradients(
-    walk: Walk, leaves: Sequence[Tensor], scale: Tensor, ways: list[Way]
-) -> list[dict[Tensor, Tensor]] | None:
-    """Per loss, ``scale * d loss / d leaf`` of the leaves that it reaches; None where one pass per loss is better.
+@dataclass(frozen=True)
+class Parameters:
+    """Per-loss gradients at the parameters: ``level="parameters"``, and how many backwards they take.
 
-    The graphs are kept in either case. A way that fails, from a hook or an operator that takes no batch, is struck off
-    ``ways``; what else is wrong fails again, loss by loss.
+    Args:
+        batched: None (default): one backward per loss, but one of all losses side by side where activation
+            checkpointing has dropped most of what they share, and its operators are known to batch well. True: all
+            side by side wherever that works, which is faster in small layers and slower in large ones
+            (``bench.trunk``), and takes the memory of all at once; where an operator or a hook takes no batch, one
+            by one, with a warning. False: always one by one, as hooks and ``retain_grad()`` on activations need it:
+            what they get of a batch cannot be read. Under ``fully_shard``, and where a parameter has a hook, it is
+            one by one in any case.
+
+    Raises:
+        TypeError: for another ``batched``.
+
+    Examples:
+        >>> import torch
+        >>> import balanced_grad as bg
+        >>> encoder, image, text = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> balancer = bg.MinNorm(level=bg.Parameters(batched=True))
+        >>> z = encoder(torch.ones(3, 2))
+        >>> balancer({"image": image(z).square().mean(), "text": text(z).square().mean()}).backward()
+        >>> encoder.weight.grad.shape
+        torch.Size([2, 2])
     """
-    count = len(walk.names)
-    if not ways or count * sum(leaf.numel() for leaf in leaves) > _MOST or not _pays(walk):
+
+    batched: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.batched is not None and not isinstance(self.batched, bool):
+            raise TypeError(f"batched={self.batched!r}: give True, False, or None to go by activation checkpointing")
+
+
+class Batching:
+    """What a balancer knows of a batched backward: whether it is wanted, and the ways that have not failed."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.always = bool(parameters.batched)
+        # The first runs as it is what checkpointing computes anew, but no random number; the second is slower there.
+        self.ways: list[Way] = [] if parameters.batched is False else [_of_autograd, _of_vmap]
+
+    def wanted(self, walk: Walk, leaves: Sequence[Tensor]) -> bool:
+        """Whether to try, for these losses."""
+        if not self.ways or len(walk.names) < 2 or any(found.noted for found in walk.each):
+            return False
+        if any(leaf._backward_hooks for leaf in leaves):  # each is to see what each loss sends
+            return False
+        few = len(walk.names) * sum(leaf.numel() for leaf in leaves) <= _MOST
+        return self.always or (few and _pays(walk))
+
+    def strike(self, error: RuntimeError) -> None:
+        """The first way has failed."""
+        self.ways.pop(0)
+        if self.always and not self.ways:
+            warnings.warn(
+                "Parameters(batched=True): an operator or a hook takes no batch, so from now on there is one backward "
+                f"per loss; leave batched out. It was: {error}",
+                stacklevel=2,
+            )
+
+
+def batched_gradients(
+    walk: Walk, leaves: Sequence[Tensor], scale: Tensor, batching: Batching
+) -> dict[Tensor, Tensor] | None:
+    """Per leaf ``scale * d loss / d leaf`` for all losses ``(K, ...)``; None where one pass per loss is better.
+
+    The graphs are kept in either case. A way that fails, from a hook or an operator that takes no batch, is not tried
+    again; what else is wrong fails again, loss by loss.
+    """
+    if not batching.wanted(walk, leaves):
         return None
+    count = len(walk.names)
     places = [(leaf, GradientEdge(node, 0)) for leaf in leaves for node in walk.accumulators.get(leaf, ())]
     one_hot = torch.eye(count, dtype=scale.dtype, device=scale.device) * scale
     begin = [column.to(loss.dtype) for column, loss in zip(one_hot.unbind(1), walk.tensors, strict=True)]
-    while ways:
+    while batching.ways:
         try:
             with warnings.catch_warnings():
                 # An operator without a rule for batches, as attention on the CPU, runs once per loss: as it would
                 # without this.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                grads = ways[0](walk.tensors, [edge for _, edge in places], begin)
-        except RuntimeError:
-            ways.pop(0)
+                grads = batching.ways[0](walk.tensors, [edge for _, edge in places], begin)
+        except RuntimeError as error:
+            batching.strike(error)
             continue
-        return _by_loss(walk, [leaf for leaf, _ in places], grads)
+        return _by_leaf([leaf for leaf, _ in places], grads)
     return None
-
-
-def both_ways() -> list[Way]:
-    """The first runs as it is what checkpointing computes anew, but no random number; the second is slower there."""
-    return [_of_autograd, _of_vmap]
 
 
 def _of_autograd(
@@ -93,31 +154,30 @@ def _of_vmap(
     return [next(grads) if met else None for met in there]
 
 
-def _by_loss(walk: Walk, leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[dict[Tensor, Tensor]]:
-    """What each loss sends to each leaf; the sum, where a leaf was met as several."""
-    out: list[dict[Tensor, Tensor]] = [{} for _ in walk.names]
-    for leaf, stacked in zip(leaves, grads, strict=True):
-        if stacked is None:
-            continue
-        for sent, reached, grad in zip(out, walk.each, stacked.unbind(), strict=True):
-            if leaf in reached.leaves:
-                sent[leaf] = sent[leaf] + grad if leaf in sent else grad
+def _by_leaf(leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
+    """The sum, where a leaf was met as several."""
+    out: dict[Tensor, Tensor] = {}
+    for leaf, grad in zip(leaves, grads, strict=True):
+        if grad is not None:
+            out[leaf] = out[leaf] + grad if leaf in out else grad
     return out
 
 
 def _pays(walk: Walk) -> bool:
     each = [found.nodes for found in walk.each]
-    common, everything = set.intersection(*each), set().union(*each)
+    if not _mostly_dropped(min(each, key=len)):  # first, as it is the cheapest to find
+        return False
+    common, everything = set(each[0]).intersection(*each[1:]), set().union(*each)
     in_vain = len(each) * len(everything) - sum(map(len, each))
     if len(common) < _LEAST or in_vain > _WASTE * (len(each) - 1) * len(common):
         return False
-    batchable = {type(node).__name__ for node in everything} <= _BATCHABLE
-    return batchable and not any(found.noted for found in walk.each) and _mostly_dropped(common)
+    return {kind.__name__ for kind in set(map(type, everything))} <= _BATCHABLE
 
 
-def _mostly_dropped(nodes: Iterable["Node"]) -> bool:
-    """Whether activation checkpointing has dropped most of what these nodes saved."""
-    saved = [getattr(node, name) for node in nodes if (name := _saved(type(node)))]
+def _mostly_dropped(nodes: Collection["Node"]) -> bool:
+    """Whether activation checkpointing has dropped most of what these nodes saved: some of them are asked."""
+    asked = islice(nodes, 0, None, -(-len(nodes) // _ASKED) or 1)
+    saved = [getattr(node, name) for node in asked if (name := _saved(type(node)))]
     return 2 * sum(map(_dropped, saved)) > len(saved)
 
 

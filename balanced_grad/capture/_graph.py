@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from balanced_grad.capture._hidden import trains_by_itself
@@ -22,14 +23,14 @@ class Reached:
     Attributes:
         leaves: each leaf with the nodes that accumulate its gradient: those that the graph itself holds, since a leaf
             that was moved between forward and backward has another one by now.
-        nodes: all others.
+        nodes: all others, in the order in which they were met.
         noted: of these, those of the kinds asked for.
         custom: of the rest, those of custom Functions that hold trainable parameters, or run a part of the model anew.
         uses: one entry per edge: the node that it leads to.
     """
 
     leaves: dict[Tensor, list["Node"]] = field(default_factory=dict)
-    nodes: set["Node"] = field(default_factory=set)
+    nodes: dict["Node", None] = field(default_factory=dict)
     noted: list["Node"] = field(default_factory=list)
     custom: list["Node"] = field(default_factory=list)
     uses: list["Node"] = field(default_factory=list)
@@ -77,10 +78,10 @@ def reached(loss: Tensor | GradientEdge, kinds: Collection[type] = (), stop: Col
             if not hasattr(leaf, _ANCHOR):
                 out.leaves.setdefault(leaf, []).append(node)
             continue
-        out.nodes.add(node)
+        out.nodes[node] = None
         if type(node) in kinds:
             out.noted.append(node)
-        elif trains_by_itself(node):
+        elif isinstance(node, BackwardCFunction) and trains_by_itself(node):
             out.custom.append(node)
 
 

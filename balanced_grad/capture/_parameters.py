@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balanced_grad.capture._batched import batched_gradients, both_ways
+from balanced_grad.capture._batched import Batching, Parameters, batched_gradients
 from balanced_grad.capture._common import average
 from balanced_grad.capture._inner import add_block, select, squared_norm
 from balanced_grad.capture._losses import Losses
@@ -33,11 +33,11 @@ class _Exclusive:
 class Memory:
     """What a balancer keeps from step to step for its captures: buffers, and a window where rows are accumulated."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Parameters) -> None:
         self.arena = Arena()
         self.common = Arena()  # of rows that travel in another layout than that of this process
         self.window: Window | None = None
-        self.ways = both_ways()  # of a batched backward, less those that have failed
+        self.batching = Batching(parameters)
 
 
 class ParameterCapture:
@@ -118,14 +118,14 @@ class ParameterCapture:
         order = self._walk.order
         keep = self._walk.needed_later()
         batched = self._batched(scale)
+        if batched is not None:
+            self._spread(batched, rows_of)
+            return
         for loss in order:
             groups = self._plan.reached_by(loss)
             beside = [leaf for leaf, losses in bystanders.items() if loss in losses]
             wanted = [*(parameter for group in groups for parameter in group.parameters), *beside]
-            if batched is not None:
-                received = iter([batched[loss].get(leaf) for leaf in wanted])
-            else:
-                received = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
+            received = iter(self._walk.gradients(loss, wanted, scale, retain=keep or loss != order[-1]))
             for group in groups:
                 grads = [next(received) for _ in group.parameters]
                 if group in rows_of:
@@ -134,10 +134,23 @@ class ParameterCapture:
                     self._exclusive += exclusive(loss, group.parameters, grads)
             self._beside += exclusive(loss, beside, list(received))
 
-    def _batched(self, scale: Tensor) -> list[dict[Tensor, Tensor]] | None:
+    def _batched(self, scale: Tensor) -> dict[Tensor, Tensor] | None:
         """All losses in one pass, where that pays and works; what cannot be batched is not tried again."""
         leaves = [*(parameter for group in self._plan.groups for parameter in group.parameters), *self._plan.bystanders]
-        return batched_gradients(self._walk, leaves, scale, self._memory.ways)
+        return batched_gradients(self._walk, leaves, scale, self._memory.batching)
+
+    def _spread(self, batched: dict[Tensor, Tensor], rows_of: dict[Group, Rows]) -> None:
+        """The gradients of all losses ``(K, ...)`` to where they are kept; a loss has none where it does not reach."""
+        for group in self._plan.groups:
+            grads = [batched.get(parameter) for parameter in group.parameters]
+            if group in rows_of:
+                rows_of[group].write_all(grads, len(self._plan.names))
+            else:
+                loss = group.losses[0]
+                self._exclusive += exclusive(loss, group.parameters, [_row(grad, loss) for grad in grads])
+        for leaf, losses in self._plan.bystanders.items():
+            for loss in losses:
+                self._beside += exclusive(loss, [leaf], [_row(batched.get(leaf), loss)])
 
     def losses(self) -> tuple[tuple[str, ...], Tensor]:
         """The losses of this batch, as means over the processes that have them and over the micro-batches so far."""
@@ -245,6 +258,10 @@ def exclusive(loss: int, leaves: Sequence[Tensor], grads: Sequence[Tensor | None
     """Those that there are."""
     there = [(leaf, grad) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
     return [_Exclusive(loss, [leaf for leaf, _ in there], [grad for _, grad in there])] if there else []
+
+
+def _row(grads: Tensor | None, loss: int) -> Tensor | None:
+    return None if grads is None else grads[loss]
 
 
 def _bounds(stretches: list[Stretch]) -> list[int]:

@@ -119,6 +119,16 @@ class Rows:
             self.defined[position] = True
             view.copy_(grad)
 
+    def write_all(self, grads: Sequence[Tensor | None], losses: int) -> None:
+        """Copy in what all losses send to each parameter, ``(losses, ...)``; of these, the rows have the group's."""
+        there = [grad for grad in grads if grad is not None]
+        if len(self.group.losses) == losses and len(there) == len(grads):
+            self.defined = [True] * len(grads)
+            torch._foreach_copy_(list(self.stacks().values()), there)
+            return
+        for row, loss in enumerate(self.group.losses):
+            self.write(row, [None if grad is None else grad[loss] for grad in grads])
+
     def places(self) -> list[tuple[int, Tensor, int, Tensor]]:
         """One entry per gradient held: loss, parameter, the parameter's position in the group, view of the gradient."""
         return [

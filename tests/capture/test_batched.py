@@ -245,6 +245,20 @@ def test_a_hook_that_takes_no_batch_is_met_once(x):
     assert len(read) == 4
 
 
+def test_a_hook_of_a_parameter_sees_each_loss(x):
+    trunk, seen = Stack(3), []
+    trunk[0].down.weight.register_hook(seen.append)
+
+    def losses():
+        z = trunk(x)
+        return {"joint": z.square().mean(), "text": z[:, 1:].abs().mean()}
+
+    agree({"trunk": trunk}, losses, batched=False)
+    rows = torch.stack(seen[:2]).flatten(1)
+    assert rows.shape == (2, 2 * WIDTH * WIDTH)
+    assert bool(rows.isfinite().all())
+
+
 def test_accumulated_rows_and_loss_scale(x):
     """The incoming gradient scales everything alike, and halves of a batch are balanced together."""
     trunk = Stack(3)
@@ -285,4 +299,96 @@ def test_random_numbers_that_are_drawn_anew_take_the_second_way(x, dropout, left
     parts = {"trunk": trunk}
     balancer = bg.MinNorm(params=nn.ModuleDict(parts).to(DTYPE).named_parameters())
     run(parts, losses, balancer=balancer)
-    assert len(balancer._source.memory.ways) == left
+    assert len(balancer._source.memory.batching.ways) == left
+
+
+class TestAsked:
+    """level=bg.Parameters(batched=...)."""
+
+    @pytest.fixture
+    def blocks(self):
+        return nn.Sequential(*(Block() for _ in range(2))).to(DTYPE)
+
+    @staticmethod
+    def losses(z, convolve=None):
+        text = z[:, 1:].abs().mean()
+        return {"joint": z.square().mean(), "text": text if convolve is None else convolve(z).square().mean() + text}
+
+    @staticmethod
+    def balancer(blocks, batched):
+        return bg.MinNorm(params=blocks.named_parameters(), level=bg.Parameters(batched=batched))
+
+    @pytest.mark.parametrize("method", [bg.MinNorm, bg.EqualNorms])
+    def test_side_by_side_what_is_the_same_one_by_one(self, x, blocks, method):
+        found = []
+        for batched in (True, False):
+            balancer = method(params=blocks.named_parameters(), level=bg.Parameters(batched=batched))
+            blocks.zero_grad()
+            run({"b": blocks}, lambda: self.losses(blocks(x)), batched=batched, balancer=balancer)
+            found.append(([p.grad for p in blocks.parameters()], balancer.last.gramian))
+        torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+    def test_late_fusion(self, x):
+        """Parameters of one loss alone, of some and of all; two losses each do not reach."""
+        encoders = nn.ModuleDict({name: nn.Linear(WIDTH, 3) for name in "abc"}).to(DTYPE)
+
+        def losses():
+            z = {name: encoder(x.mean(1)) for name, encoder in encoders.items()}
+            return {"joint": sum(z.values()).square().mean()} | {n: z[n].exp().mean() for n in "ab"}
+
+        balancer = self.balancer(encoders, True)
+        last = run({"e": encoders}, losses, balancer=balancer)
+        expected, _ = reference(list(encoders.parameters()), losses, last.weights)
+        plain, _ = reference(list(encoders["c"].parameters()), losses, last.weights)
+        torch.testing.assert_close([p.grad for p in encoders.parameters()], expected)
+        torch.testing.assert_close([p.grad for p in encoders["c"].parameters()], plain)
+
+    def test_operators_that_are_slow_in_a_batch_are_right_in_one(self, x, blocks):
+        layer = nn.Conv1d(5, 5, 3, padding=1).to(DTYPE)
+        blocks.append(layer)
+        balancer = self.balancer(blocks, True)
+        last = run({"b": blocks}, lambda: self.losses(blocks(x)), balancer=balancer)
+        expected, _ = reference(list(blocks.parameters()), lambda: self.losses(blocks(x)), last.weights)
+        torch.testing.assert_close([p.grad for p in blocks.parameters()], expected)
+
+    def test_what_takes_no_batch_is_said_once(self, x, blocks):
+        balancer = self.balancer(blocks, True)
+
+        def losses():
+            z = blocks(x)
+            z.register_hook(lambda grad: print(float(grad.sum())))
+            return self.losses(z)
+
+        with pytest.warns(UserWarning, match=r"Parameters\(batched=True\): an operator or a hook takes no batch"):
+            run({"b": blocks}, losses, batched=False, balancer=balancer)
+        run({"b": blocks}, losses, batched=False, balancer=balancer)
+
+    def test_an_activation_keeps_its_gradient_one_by_one(self, x):
+        """Also under checkpointing, where the default is a batch."""
+        trunk, kept = Stack(3).to(DTYPE), []
+
+        def losses():
+            kept[:] = [trunk(x)]
+            kept[0].retain_grad()
+            return self.losses(kept[0])
+
+        run({"t": trunk}, losses, batched=False, balancer=self.balancer(trunk, False))
+        z = kept[0]
+        expected = torch.autograd.grad(sum(losses().values()), kept[0])[0]
+        torch.testing.assert_close(z.grad, expected)
+
+    def test_one_loss_is_no_batch(self, x, blocks):
+        run({"b": blocks}, lambda: {"joint": blocks(x).mean()}, batched=False, balancer=self.balancer(blocks, True))
+
+    def test_shown_where_it_is_not_the_default(self):
+        assert "level" not in repr(bg.MinNorm(level=bg.Parameters()))
+        assert "level=Parameters(batched=False)" in repr(bg.MinNorm(level=bg.Parameters(batched=False)))
+        assert bg.MinNorm(level=bg.Parameters(batched=False)).level == "parameters"
+
+    def test_refusals(self):
+        with pytest.raises(TypeError, match=r"batched=1: give True, False, or None"):
+            bg.Parameters(batched=1)
+        with pytest.raises(TypeError, match=r"give one of .*bg.Tokens\(model\) or bg.Parameters\(\)"):
+            bg.MinNorm(level=bg.Parameters)
+        with pytest.raises(ValueError, match="takes no per-loss gradients"):
+            bg.MIMO(level=bg.Parameters(batched=True))
