@@ -2,10 +2,10 @@
 
 A backward per loss computes anew, every time, what checkpointing has dropped; a batched one does so once. Elsewhere it
 pays in small layers alone, and is asked for, since a hook cannot read what it gets of a batch: in large ones two losses
-take 1.1 to 1.2 times as long as one after the other, in convolutions far longer, and what only some of the losses reach
-is computed for all.
+take 1.1 to 1.2 times as long as one after the other, and what only some of the losses reach is computed for all.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -28,17 +28,7 @@ _LEAST = 32  # nodes that all losses share: below, a second pass is cheap
 _WASTE = 0.25  # nodes visited in vain, for a loss that does not reach them, per visit that computes nothing anew
 _MOST = 1 << 28  # numbers in the gradients of all losses, which a batched pass holds beside the rows
 
-_OPERATORS = (  # what autograd batches at about the price of one pass per loss
-    *("Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Pow", "Exp", "Log", "Sqrt", "Rsqrt", "Sum", "Mean", "Where"),
-    *("Mm", "Addmm", "Bmm", "Baddbmm", "T", "MaskedFill", "LogSoftmax", "Softmax", "NllLoss", "NllLoss2D", "Cumsum"),
-    *("Silu", "Gelu", "Relu", "Tanh", "Sigmoid", "NativeLayerNorm", "NativeDropout", "Embedding", "Index", "Gather"),
-    *("View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "Expand", "Slice", "Select", "Squeeze"),
-    *("Unsqueeze", "Cat", "Stack", "Split", "SplitWithSizes", "Chunk", "Unbind", "Clone", "ToCopy", "Alias"),
-    *("ScaledDotProductFlashAttention", "ScaledDotProductFlashAttentionForCpu"),
-    *("ScaledDotProductEfficientAttention", "ScaledDotProductFusedAttentionOverrideable"),
-)
-_BATCHABLE = frozenset(f"{operator}Backward{overload}" for operator in _OPERATORS for overload in range(3))
-
+_NATIVE = re.compile(r"Backward\d+$")  # nodes of torch's own operators: a custom Function may do anything with a batch
 
 Way = Callable[[Sequence[Tensor], Sequence[GradientEdge], Sequence[Tensor]], Sequence[Tensor | None]]
 
@@ -49,7 +39,7 @@ class Parameters:
 
     Args:
         batched: None (default): one backward per loss, but one of all losses side by side where activation
-            checkpointing has dropped most of what they share, and its operators are known to batch well. True: all
+            checkpointing has dropped most of what they share, and all operators are torch's own. True: all
             side by side wherever that works, which is faster in small layers and slower in large ones
             (``bench.trunk``), and takes the memory of all at once; where an operator or a hook takes no batch, one
             by one, with a warning. False: always one by one, as hooks and ``retain_grad()`` on activations need it:
@@ -171,7 +161,7 @@ def _pays(walk: Walk) -> bool:
     in_vain = len(each) * len(everything) - sum(map(len, each))
     if len(common) < _LEAST or in_vain > _WASTE * (len(each) - 1) * len(common):
         return False
-    return {kind.__name__ for kind in set(map(type, everything))} <= _BATCHABLE
+    return all(_NATIVE.search(kind.__name__) for kind in set(map(type, everything)))
 
 
 def _mostly_dropped(nodes: Collection["Node"]) -> bool:

@@ -13,6 +13,7 @@ from balanced_grad.capture._hidden import trains_by_itself
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
+_CUSTOM: Any = BackwardCFunction  # the nodes of custom Functions, which torch's stubs do not call nodes
 _ANCHOR = "_balanced_grad_anchor"  # attribute of an anchor
 
 
@@ -81,7 +82,7 @@ def reached(loss: Tensor | GradientEdge, kinds: Collection[type] = (), stop: Col
         out.nodes[node] = None
         if type(node) in kinds:
             out.noted.append(node)
-        elif isinstance(node, BackwardCFunction) and trains_by_itself(node):
+        elif isinstance(node, _CUSTOM) and trains_by_itself(node):
             out.custom.append(node)
 
 

@@ -6,7 +6,6 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 
 if TYPE_CHECKING:
     from torch.autograd.graph import Node
@@ -15,7 +14,7 @@ _DEEP = 4  # containers within containers that are looked into
 _REENTRANT = "CheckpointFunctionBackward"
 
 
-def trains_by_itself(node: BackwardCFunction) -> bool:
+def trains_by_itself(node: object) -> bool:
     """Whether the node of a custom Function looks as if it could: it holds trainable parameters, or code that does."""
     return type(node).__name__ == _REENTRANT or next(_parameters(vars(node).values()), None) is not None
 

@@ -218,14 +218,48 @@ def test_without_checkpointing_there_is_one_pass_per_loss(x):
     agree({"blocks": blocks}, losses, batched=False)
 
 
-def test_what_is_not_known_to_batch_well_is_taken_loss_by_loss(x):
-    trunk, layer = Stack(3), nn.Conv1d(5, 5, 3, padding=1)
+@pytest.mark.parametrize("layer", [nn.Conv1d(5, 5, 3, padding=1), nn.GroupNorm(5, 5), nn.Softplus(), nn.MaxPool1d(1)])
+def test_all_of_torch_s_own_operators(x, layer):
+    trunk = Stack(3)
 
     def losses():
         z = checkpoint(layer, trunk(x), use_reentrant=False)
         return {"joint": z.square().mean(), "text": z[:, 1:].abs().mean()}
 
-    agree({"trunk": trunk, "layer": layer}, losses, batched=False)
+    agree({"trunk": trunk, "layer": layer}, losses)
+
+
+def test_running_averages_of_what_is_computed_anew_move_once_more(x):
+    trunk, norm = Stack(3), nn.BatchNorm1d(5)
+
+    def losses():
+        z = checkpoint(norm, trunk(x), use_reentrant=False)
+        return {"joint": z.square().mean(), "text": z[:, 1:].abs().mean(), "image": z[:, :1].abs().mean()}
+
+    run({"trunk": trunk, "norm": norm}, losses)
+    assert int(norm.num_batches_tracked) == 2
+
+
+class _Twice(torch.autograd.Function):
+    """Code of which nobody knows what it does with a batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.tensor(2.0, dtype=grad.dtype) * grad
+
+
+def test_custom_functions_are_taken_loss_by_loss(x):
+    trunk = Stack(3)
+
+    def losses():
+        z = _Twice.apply(trunk(x))
+        return {"joint": z.square().mean(), "text": z[:, 1:].abs().mean()}
+
+    agree({"trunk": trunk}, losses, batched=False)
 
 
 def test_a_hook_that_takes_no_batch_is_met_once(x):
