@@ -38,6 +38,7 @@ def test_capture_prints_a_ratio_per_variant():
         ("bench.diagnose_real", "--steps", "5", "--draws", "2"),
         ("bench.trunk", "--rounds", "1"),
         ("bench.trunk", "--rounds", "1", "--sizes"),
+        ("bench.checkpointed", "--rounds", "1", "--models", "ViT", "BERT, dropout"),
         ("bench.shared_noise", "--seeds", "2", "--steps", "2", "--ratios", "10"),
         ("bench.shared_views", "--seeds", "2", "--epochs", "1", "--widths", "2"),
         ("bench.shared_views", "--seeds", "2", "--epochs", "1", "--widths", "2", "--separate", "--methods", "Uniform"),
