@@ -12,8 +12,9 @@ first counts.
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +26,7 @@ from bench._metrics import agreement
 
 SPLITS = ("train", "val", "test")
 ID = "question_id"
+Name = TypeVar("Name", int, str)
 
 
 class Questions(NamedTuple):
@@ -60,13 +62,10 @@ def load_vqa(folder: Path, least: int = 9) -> Annotated:
         raise DemoError(
             f"{folder / 'train.json'} has {len(vocabulary)} answers to {least} questions or more; lower that"
         )
-    features, row_of = read_features(folder / "features.npz")
+    features, row_of = read_features(folder / "features.npz", ID, int)
     parts = {}
     for part in (*SPLITS, *sorted(given.keys() - set(SPLITS))):
-        unknown = [question for question in given[part] if question not in row_of]
-        if unknown:
-            raise DemoError(f"features.npz has no {ID} {unknown[0]}, nor {len(unknown) - 1} others of {part}.json")
-        rows = torch.tensor([row_of[question] for question in given[part]])
+        rows = rows_of(given[part], row_of, ID, part)
         answers = list(given[part].values())
         parts[part] = Questions({m: x[rows] for m, x in features.items()}, answers, *scored(answers, vocabulary))
     return Annotated(parts, vocabulary)
@@ -87,19 +86,27 @@ def annotations(path: Path) -> dict[int, list[str]]:
     return found
 
 
-def read_features(path: Path) -> tuple[dict[str, Tensor], dict[int, int]]:
-    """Features by modality, and the row of each question."""
+def read_features(path: Path, key: str, kind: Callable[[Any], Name]) -> tuple[dict[str, Tensor], dict[Name, int]]:
+    """Features by modality, and the row of each item, which ``key`` names."""
     try:
         with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise DemoError(f"cannot read {path}: {error}") from error
-    questions = arrays.pop(ID, np.zeros(0))
-    if len(arrays) < 2 or any(x.ndim != 2 or len(x) != len(questions) for x in arrays.values()):
+    names = arrays.pop(key, np.zeros(0))
+    if len(arrays) < 2 or any(x.ndim != 2 or len(x) != len(names) for x in arrays.values()):
         shapes = {name: x.shape for name, x in arrays.items()}
-        raise DemoError(f"{path} needs {ID} (n,) and two modalities (n, d) or more; here {len(questions)} and {shapes}")
+        raise DemoError(f"{path} needs {key} (n,) and two modalities (n, d) or more; here {len(names)} and {shapes}")
     features = {name: torch.from_numpy(x.astype(np.float32)) for name, x in arrays.items()}
-    return features, {int(question): row for row, question in enumerate(questions)}
+    return features, {kind(name): row for row, name in enumerate(names)}
+
+
+def rows_of(given: Iterable[Name], row_of: Mapping[Name, int], key: str, part: str) -> Tensor:
+    """Rows ``(n,)`` of the features of these items."""
+    unknown = [name for name in given if name not in row_of]
+    if unknown:
+        raise DemoError(f"features.npz has no {key} {unknown[0]}, nor {len(unknown) - 1} others of {part}.json")
+    return torch.tensor([row_of[name] for name in given])
 
 
 def scored(answers: list[list[str]], vocabulary: list[str]) -> tuple[Tensor, Tensor]:
