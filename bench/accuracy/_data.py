@@ -9,6 +9,7 @@ from balanced_grad.demo._data import Dataset, DemoError
 from balanced_grad.demo._packaged import FOLDED, FOLDS, PACKAGED
 from bench.accuracy._clips import SOURCES, load_clips
 from bench.accuracy._generated import TASKS, load_generated
+from bench.accuracy._mimic import load_mimic
 from bench.accuracy._multibench import AVMNIST, load_avmnist
 from bench.accuracy._sequences import TITLES, load_sequences
 
@@ -16,6 +17,7 @@ PUBLIC = {  # read in their published form
     **dict.fromkeys(SOURCES, load_clips),
     **dict.fromkeys(TITLES, load_sequences),
     AVMNIST: load_avmnist,
+    "mimic": load_mimic,
 }
 LEAKED = {"mosi"}  # its features were made with the labels of the validation items
 

@@ -9,7 +9,7 @@ networks of all modalities and are no independent draws, so its interval resampl
 
 import json
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ from bench.latent_quality import trainer
 
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
-DATASETS = ("digits", "leaf", "cells", "watch", "wiki", "mosi", "mfeat")
+DATASETS = (
+    *("digits", "leaf", "cells", "watch", "wiki", "mosi", "mfeat", "mvmnist"),
+    *("redundant", "unique", "synergy"),
+)
 OUT = RESULTS / "latent-gains.jsonl"
+MARKS = ("o", "s", "^")  # with the colours, enough for 21 sets
 FEW = 4  # subsets from which a set has a correlation of its own
 RESAMPLES = 1000
 
@@ -133,9 +137,9 @@ def draw_picture(by_set: dict[str, list[Row]], path: Path) -> None:
     """A point per subset."""
     with drawing("--plot", figsize=(5.5, 3.8)) as figure:
         axis = figure.subplots()
-        for (name, rows), colour in zip(by_set.items(), COLOURS, strict=False):
+        for (name, rows), (mark, colour) in zip(by_set.items(), product(MARKS, COLOURS), strict=False):
             points = [float(np.mean(row["own"])) for row in rows]
-            axis.plot([row["gap"] for row in rows], points, "o", ms=4, color=colour, label=name)
+            axis.plot([row["gap"] for row in rows], points, mark, ms=4, color=colour, label=name)
         axis.axhline(0, color="black", lw=0.8)
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=0.05)
