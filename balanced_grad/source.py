@@ -50,7 +50,7 @@ class Source:
             raise TypeError(f"level={level!r}: give one of {get_args(LevelName)}, bg.Tokens(model) or bg.Parameters()")
         self.tokens = level if isinstance(level, Tokens) else None
         self.parameters = level if isinstance(level, Parameters) else Parameters()
-        self.level: str = level if isinstance(level, str) else type(level).__name__.lower()
+        self.level: str = level if isinstance(level, str) else "parameters" if self.tokens is None else "tokens"
         self.params = ParameterFilter(params)
         self.memory = Memory(self.parameters)
         self.processes = Processes()

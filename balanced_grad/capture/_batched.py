@@ -84,7 +84,7 @@ class Batching:
         few = len(walk.names) * sum(leaf.numel() for leaf in leaves) <= _MOST
         return self.always or (few and _pays(walk))
 
-    def strike(self, error: RuntimeError) -> None:
+    def strike(self, error: Exception) -> None:
         """The first way has failed."""
         self.ways.pop(0)
         if self.always and not self.ways:
@@ -101,7 +101,7 @@ def batched_gradients(
     """Per leaf ``scale * d loss / d leaf`` for all losses ``(K, ...)``; None where one pass per loss is better.
 
     The graphs are kept in either case. A way that fails, from a hook or an operator that takes no batch, is not tried
-    again; what else is wrong fails again, loss by loss.
+    again.
     """
     if not batching.wanted(walk, leaves):
         return None
@@ -116,7 +116,7 @@ def batched_gradients(
                 # without this.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 grads = batching.ways[0](walk.tensors, [edge for _, edge in places], begin)
-        except RuntimeError as error:
+        except Exception as error:  # of any kind: what is wrong in itself is raised again, loss by loss
             batching.strike(error)
             continue
         return _by_leaf([leaf for leaf, _ in places], grads)

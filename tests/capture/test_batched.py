@@ -279,6 +279,22 @@ def test_a_hook_that_takes_no_batch_is_met_once(x):
     assert len(read) == 4
 
 
+def test_an_error_of_the_user_s_is_raised_as_it_is(x):
+    trunk = Stack(3)
+
+    def refuse(grad):
+        raise KeyError("this is mine")
+
+    def losses():
+        z = trunk(x)
+        z.register_hook(refuse)
+        return {"joint": z.square().mean(), "text": z[:, 1:].abs().mean()}
+
+    with pytest.raises(KeyError, match="this is mine"):
+        run({"trunk": trunk}, losses)
+    assert all(p.grad is None for p in trunk.parameters())
+
+
 def test_a_hook_of_a_parameter_sees_each_loss(x):
     trunk, seen = Stack(3), []
     trunk[0].down.weight.register_hook(seen.append)
