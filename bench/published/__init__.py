@@ -1,6 +1,6 @@
 """Time of the balancing subroutine: our methods, the released torchjd, and the loops that the field runs.
 
-    python -m bench.published                                       # three models, about five minutes on a quiet core
+    python -m bench.published                                       # three models, about half an hour on a core
     python -m bench.published --dataset large --modalities 3 --rounds 50 --results published.json
     python -m bench.published --dataset resnet transformer --methods MIMO "MinNorm, parameters" "torchjd MGDA"
 
