@@ -26,6 +26,7 @@ from bench._metrics import agreement
 
 SPLITS = ("train", "val", "test")
 ID = "question_id"
+T = TypeVar("T")
 Name = TypeVar("Name", int, str)
 
 
@@ -51,11 +52,7 @@ class Annotated(NamedTuple):
 
 def load_vqa(folder: Path, least: int = 9) -> Annotated:
     """Read annotations and features of every part."""
-    files = sorted(folder.glob("*.json"))
-    missing = [split for split in SPLITS if folder / f"{split}.json" not in files]
-    if missing:
-        raise DemoError(f"{folder} lacks {', '.join(f'{split}.json' for split in missing)}")
-    given = {path.stem: annotations(path) for path in files}
+    given = read_parts(folder, SPLITS, annotations)
     common = Counter(Counter(answers).most_common(1)[0][0] for answers in given["train"].values())
     vocabulary = [answer for answer, count in common.most_common() if count >= least]
     if len(vocabulary) < 2:
@@ -64,11 +61,20 @@ def load_vqa(folder: Path, least: int = 9) -> Annotated:
         )
     features, row_of = read_features(folder / "features.npz", ID, int)
     parts = {}
-    for part in (*SPLITS, *sorted(given.keys() - set(SPLITS))):
-        rows = rows_of(given[part], row_of, ID, part)
-        answers = list(given[part].values())
+    for part, questions in given.items():
+        rows = rows_of(questions, row_of, ID, part)
+        answers = list(questions.values())
         parts[part] = Questions({m: x[rows] for m, x in features.items()}, answers, *scored(answers, vocabulary))
     return Annotated(parts, vocabulary)
+
+
+def read_parts(folder: Path, splits: tuple[str, ...], read: Callable[[Path], T]) -> dict[str, T]:
+    """What ``read`` makes of each ``NAME.json``: the splits, which must be there, and any further parts."""
+    found = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    missing = [split for split in splits if split not in found]
+    if missing:
+        raise DemoError(f"{folder} lacks {', '.join(f'{split}.json' for split in missing)}")
+    return {part: read(found[part]) for part in (*splits, *(part for part in found if part not in splits))}
 
 
 def annotations(path: Path) -> dict[int, list[str]]:

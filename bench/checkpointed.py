@@ -17,13 +17,12 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torchjd.aggregation import MGDA
-from torchjd.autojac import backward, jac_to_grad
 from tqdm import tqdm
 
 import balanced_grad as bg
 from bench._interleaved import ratios
 from bench._markdown import markdown
+from bench.trunk import peer
 
 WORDS, ITEMS, LENGTH, WIDTH = 99, 4, 48, 128
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 2 * WIDTH}
@@ -67,23 +66,15 @@ def measure(name: str, count: int, rounds: int) -> dict[str, float]:
     """Median over rounds of time / time of the plain sum, per variant."""
     model = build(*MODELS[name])
     x = inputs(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
     balancer, apart = bg.MinNorm(), bg.MinNorm(level=bg.Parameters(batched=False))
 
-    chunk = None if "dropout" not in name else 1
-
-    def peer(values: dict[str, Tensor]) -> None:
-        reached = [p for p in parameters if p not in unused]
-        backward(list(values.values()), inputs=reached, parallel_chunk_size=chunk)
-        jac_to_grad(reached, MGDA())
-
     sum(losses(model(x).last_hidden_state, count).values(), torch.zeros(())).backward()
-    unused = {p for p in parameters if p.grad is None}  # a pooler's
+    reached = [p for p in model.parameters() if p.grad is not None]  # all but a pooler's
     ways: dict[str, Callable[[dict[str, Tensor]], object]] = {
         "plain sum": lambda values: sum(values.values(), torch.zeros(())).backward(),
         "MinNorm": lambda values: balancer(values).backward(),
         "MinNorm, one by one": lambda values: apart(values).backward(),
-        "torchjd backward + MGDA": peer,
+        "torchjd backward + MGDA": peer(reached, 1 if "dropout" in name else None),
     }
     steps = {name: lambda way=way: way(losses(model(x).last_hidden_state, count)) for name, way in ways.items()}
     return ratios(steps, rounds, before=model.zero_grad, warm_up=2)

@@ -17,7 +17,6 @@ Accuracy in percent, entropy in nats on the first test part; mean and standard e
 """
 
 import argparse
-import copy
 import json
 import os
 from pathlib import Path
@@ -29,11 +28,11 @@ from tqdm import tqdm
 
 from balanced_grad.demo._cli import FOLDER
 from balanced_grad.demo._data import DemoError
-from balanced_grad.models import ProductOfExperts, expert_entropies, expert_subsets, predictions, train_experts
+from balanced_grad.models import expert_entropies, predictions, train_experts
 from bench import _markdown as markdown
-from bench._experts_tasks import Shuffled, modalities
-from bench._vqa import read_features, rows_of
-from bench.experts_vqa import RECIPE, Head
+from bench._experts_tasks import Shuffled
+from bench._vqa import read_features, read_parts, rows_of
+from bench.experts_vqa import RECIPE, products
 
 SPLITS = ("train", "dev", "test1")
 ID = "identifier"
@@ -51,16 +50,11 @@ class Pairs(NamedTuple):
 
 def load_nlvr2(folder: Path) -> dict[str, Pairs]:
     """Read labels and features of every part."""
-    files = sorted(folder.glob("*.json"))
-    missing = [split for split in SPLITS if folder / f"{split}.json" not in files]
-    if missing:
-        raise DemoError(f"{folder} lacks {', '.join(f'{split}.json' for split in missing)}")
-    given = {path.stem: labels(path) for path in files}
     features, row_of = read_features(folder / "features.npz", ID, str)
     parts = {}
-    for part in (*SPLITS, *sorted(given.keys() - set(SPLITS))):
-        rows = rows_of(given[part], row_of, ID, part)
-        parts[part] = Pairs({m: x[rows] for m, x in features.items()}, torch.tensor(list(given[part].values())))
+    for part, given in read_parts(folder, SPLITS, labels).items():
+        rows = rows_of(given, row_of, ID, part)
+        parts[part] = Pairs({m: x[rows] for m, x in features.items()}, torch.tensor(list(given.values())))
     return parts
 
 
@@ -92,22 +86,12 @@ def generated(seed: int = 0) -> dict[str, Pairs]:
 
 def study(parts: dict[str, Pairs], seed: int, recipe, tick=lambda: None):
     """Row -> part -> accuracy, and expert -> entropy."""
-    inputs = parts["train"].inputs
-    keys = expert_subsets(inputs)
-    torch.manual_seed(seed)
-    experts = {key: Head(sum(inputs[m].shape[1] for m in modalities(key)), 2) for key in keys}
 
-    def trained(chosen, mode, **options):
-        product = ProductOfExperts(copy.deepcopy({key: experts[key] for key in chosen}))
-        train_experts(product, Shuffled(*parts["train"], BATCH, seed), [parts["dev"]], mode=mode, **recipe | options)
+    def fit(product, **options):
+        train_experts(product, Shuffled(*parts["train"], BATCH, seed), [parts["dev"]], **options)
         tick()
-        return product
 
-    experts = dict(zip(keys, trained(keys, "frozen").experts, strict=True))
-    rows = {key: ProductOfExperts({key: experts[key]}) for key in keys[:-1]}
-    rows["intra"] = trained(keys[:-1], "scratch", lr=0.1 * recipe["lr"])
-    rows["inter"] = ProductOfExperts({keys[-1]: experts[keys[-1]]})
-    rows["I2M2"] = trained(keys, "scratch", lr=0.1 * recipe["lr"])
+    rows = products(parts["train"].inputs, 2, "classification", fit, recipe, seed)
     scores = {row: {part: accuracy(product, parts[part]) for part in judged(parts)} for row, product in rows.items()}
     return scores, entropies(rows["I2M2"], parts[judged(parts)[0]])
 

@@ -65,26 +65,35 @@ class Batches:
             yield {m: x[rows] for m, x in self.part.inputs.items()}, self.part.targets(rows, self.classes)
 
 
-def study(data: Annotated, seed, epochs, tick=lambda: None):
-    """Row -> part -> score."""
-    inputs, classes = data.parts["train"].inputs, len(data.vocabulary)
+def products(inputs, classes, task, fit, recipe, seed):
+    """Row -> product: each modality's expert, all of these, the joint one, and all; ``fit`` trains one by a recipe."""
     keys = expert_subsets(inputs)
     torch.manual_seed(seed)
     experts = {key: Head(sum(inputs[m].shape[1] for m in modalities(key)), classes) for key in keys}
-    recipe = RECIPE | {"epochs": epochs or RECIPE["epochs"]}
 
     def trained(chosen, mode, **options):
-        product = ProductOfExperts(copy.deepcopy({key: experts[key] for key in chosen}), task="multilabel")
-        batches = Batches(data.parts["train"], classes, seed)
-        train_experts(product, batches, Batches(data.parts["val"], classes), mode=mode, **recipe | options)
-        tick()
+        product = ProductOfExperts(copy.deepcopy({key: experts[key] for key in chosen}), task=task)
+        fit(product, mode=mode, **recipe | options)
         return product
 
     experts = dict(zip(keys, trained(keys, "frozen").experts, strict=True))
-    rows = {key: ProductOfExperts({key: experts[key]}, task="multilabel") for key in keys[:-1]}
+    rows = {key: ProductOfExperts({key: experts[key]}, task=task) for key in keys[:-1]}
     rows["intra"] = trained(keys[:-1], "scratch", lr=0.1 * recipe["lr"])
-    rows["inter"] = ProductOfExperts({keys[-1]: experts[keys[-1]]}, task="multilabel")
+    rows["inter"] = ProductOfExperts({keys[-1]: experts[keys[-1]]}, task=task)
     rows["I2M2"] = trained(keys, "scratch", lr=0.1 * recipe["lr"])
+    return rows
+
+
+def study(data: Annotated, seed, epochs, tick=lambda: None):
+    """Row -> part -> score."""
+    train, val, classes = data.parts["train"], data.parts["val"], len(data.vocabulary)
+
+    def fit(product, **options):
+        train_experts(product, Batches(train, classes, seed), Batches(val, classes), **options)
+        tick()
+
+    recipe = RECIPE | {"epochs": epochs or RECIPE["epochs"]}
+    rows = products(train.inputs, classes, "multilabel", fit, recipe, seed)
     return {row: {part: score(product, data, part) for part in judged(data)} for row, product in rows.items()}
 
 

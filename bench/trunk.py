@@ -55,18 +55,24 @@ def ways(model):
     balancer, apart = bg.MinNorm(), bg.MinNorm(level=bg.Parameters(batched=False))
     together = bg.MinNorm(level=bg.Parameters(batched=True))
 
-    def peer(values):
-        backward(list(values.values()), inputs=parameters)
-        jac_to_grad(parameters, MGDA())
-
     return {
         "plain sum": lambda values: sum(values.values()).backward(),
         "MinNorm": lambda values: balancer(values).backward(),
         "MinNorm, one by one": lambda values: apart(values).backward(),
         "MinNorm, batched": lambda values: together(values).backward(),
-        "torchjd backward + MGDA": peer,
+        "torchjd backward + MGDA": peer(parameters),
         **bare(parameters),
     }
+
+
+def peer(parameters, chunk=None):
+    """torchjd's backward of all losses, or of so many at a time."""
+
+    def step(values):
+        backward(list(values.values()), inputs=parameters, parallel_chunk_size=chunk)
+        jac_to_grad(parameters, MGDA())
+
+    return step
 
 
 def bare(parameters):

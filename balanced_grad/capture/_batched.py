@@ -79,10 +79,9 @@ class Batching:
         """Whether to try, for these losses."""
         if not self.ways or len(walk.names) < 2 or any(found.noted for found in walk.each):
             return False
-        if any(leaf._backward_hooks for leaf in leaves):  # each is to see what each loss sends
+        if not (self.always or (_pays(walk) and len(walk.names) * sum(leaf.numel() for leaf in leaves) <= _MOST)):
             return False
-        few = len(walk.names) * sum(leaf.numel() for leaf in leaves) <= _MOST
-        return self.always or (few and _pays(walk))
+        return not any(leaf._backward_hooks for leaf in leaves)  # each is to see what each loss sends
 
     def strike(self, error: Exception) -> None:
         """The first way has failed."""

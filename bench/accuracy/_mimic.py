@@ -9,14 +9,13 @@ As there, what is not finite is 0, and of a shuffle by seed 10 the first tenth v
 day is one vector, and all columns are standardised by the training items alone.
 """
 
-import pickle
 import random
 from pathlib import Path
 
 import numpy as np
 
 from balanced_grad.demo._data import Array, Dataset, DemoError, build
-from bench.accuracy._sequences import ArraysOnly
+from bench.accuracy._sequences import read_pickle
 
 ICD9 = {"mimic:140-239": 1, "mimic:460-519": 7}
 TITLES = {"mimic:mortality": "MIMIC-III, mortality"} | {name: f"MIMIC-III, ICD-9 {name[6:]}" for name in ICD9}
@@ -47,20 +46,16 @@ def horizon(columns: Array) -> Array:
 
 def read(folder: Path) -> dict[str, Array]:
     """The arrays, checked, with 0 for what is not finite."""
-    files = sorted([*folder.glob("*.pk"), *folder.glob("*.pkl")])
-    if len(files) != 1:
-        raise DemoError(f"{folder} needs the one .pk file of MIMIC-III; there: {[file.name for file in files]}")
-    try:
-        with files[0].open("rb") as file:
-            content = ArraysOnly(file).load()
-        arrays = {name: np.asarray(content[name], float) for name in ARRAYS}
-    except KeyError as error:
-        raise DemoError(f"{files[0]} has no entry {error}; it needs {tuple(ARRAYS)}") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
-        raise DemoError(f"cannot read {files[0]}: {error}") from error
+    arrays = read_pickle(
+        folder,
+        "MIMIC-III",
+        (".pk", ".pkl"),
+        lambda content: {name: np.asarray(content[name], float) for name in ARRAYS},
+        f"{tuple(ARRAYS)}",
+    )
     shapes = {name: x.shape for name, x in arrays.items()}
     if any(len(shapes[name]) != n for name, n in ARRAYS.items()) or len({shape[0] for shape in shapes.values()}) > 1:
-        raise DemoError(f"{files[0]} has the shapes {shapes}; give as many items everywhere, in {ARRAYS} dimensions")
+        raise DemoError(f"{folder} has the shapes {shapes}; give as many items everywhere, in {ARRAYS} dimensions")
     if shapes["adm_labels_all"][1] < 6 or shapes["y_icd9"][1] < 8:
-        raise DemoError(f"{files[0]} has labels of the shapes {shapes}; 6 columns of horizons and 8 of codes are used")
+        raise DemoError(f"{folder} has labels of the shapes {shapes}; 6 columns of horizons and 8 of codes are used")
     return {name: np.where(np.isfinite(x), x, 0.0) for name, x in arrays.items()}

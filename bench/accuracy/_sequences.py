@@ -8,13 +8,15 @@ The classes: sentiment below zero or not; no joke (0 or -1) or one. Items withou
 """
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from balanced_grad.demo._data import Array, Dataset, DemoError, build
 
+T = TypeVar("T")
 MODALITIES = ("text", "audio", "vision")
 TITLES = {"mosei": "CMU-MOSEI, sentiment below zero or not", "ur-funny": "UR-FUNNY, joke or not"}
 SPLITS = ("train", "valid", "test")
@@ -32,21 +34,24 @@ class ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds a {module}.{name}, not only arrays")
 
 
-def load_sequences(root: Path, name: str) -> Dataset:
-    """Read the one pickle in the set's folder."""
-    files = sorted((root / name).glob("*.pkl"))
+def read_pickle(folder: Path, what: str, suffixes: tuple[str, ...], take: Callable[[Any], T], needs: str) -> T:
+    """What ``take`` gets out of the one pickle of a folder, which ``needs`` to hold certain entries."""
+    files = sorted(path for suffix in suffixes for path in folder.glob(f"*{suffix}"))
     if len(files) != 1:
-        raise DemoError(f"{root / name} needs the one .pkl file of {name}; there: {[file.name for file in files]}")
+        raise DemoError(f"{folder} needs the one {suffixes[0]} file of {what}; there: {[file.name for file in files]}")
     try:
         with files[0].open("rb") as file:
-            content = ArraysOnly(file).load()
-        pooled = [pool(content[split]) for split in SPLITS]
+            return take(ArraysOnly(file).load())
     except KeyError as error:
-        raise DemoError(
-            f"{files[0]} has no entry {error}; it needs {SPLITS}, each with {MODALITIES} and 'labels'"
-        ) from None
+        raise DemoError(f"{files[0]} has no entry {error}; it needs {needs}") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
         raise DemoError(f"cannot read {files[0]}: {error}") from error
+
+
+def load_sequences(root: Path, name: str) -> Dataset:
+    """Read the one pickle in the set's folder."""
+    needs = f"{SPLITS}, each with {MODALITIES} and 'labels'"
+    pooled = read_pickle(root / name, name, (".pkl",), lambda content: [pool(content[s]) for s in SPLITS], needs)
     views = {m: np.concatenate([part[m] for part in pooled]) for m in MODALITIES}
     labels = np.concatenate([part["label"] for part in pooled])
     split = np.repeat(range(len(SPLITS)), [len(part["label"]) for part in pooled])
